@@ -1,0 +1,147 @@
+"""The one encoder behind every id and digest: values -> canonical text -> BLAKE3 for ids, XXH3 for sums over rows.
+
+Everything is built of Polars expressions, so it streams. The encoding is injective and does not depend on how Polars formats
+numbers or names types; docs/catalog-format.md defines it for other implementations.
+
+An id is the first 32 hexadecimal digits of BLAKE3: nobody can make two rows share one on purpose. The digest of a column is the sum,
+modulo 2^128, of XXH3-128 over (key, value), so it does not depend on the order of rows, on parts or on the engine; it tells
+accidents, not forgeries, which is what the SHA-256 of the parts is for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+import polars_hash
+
+from ptk_catalog.errors import BadData
+
+__all__ = ["column_sums", "encode", "row_id", "rows_digest", "type_name"]
+
+_LANE = 1 << 32
+
+
+def type_name(dtype: pl.DataType) -> str:
+    """Return our own stable name of a type, such as `list<struct<content:string,role:string>>`. Raises BadData."""
+    for kind, name in _SIMPLE_NAMES.items():
+        if dtype == kind:
+            return name
+    if isinstance(dtype, pl.Datetime):
+        return f"datetime[{dtype.time_unit}{',' + dtype.time_zone if dtype.time_zone else ''}]"
+    if isinstance(dtype, pl.Duration):
+        return f"duration[{dtype.time_unit}]"
+    if isinstance(dtype, pl.Decimal):
+        return f"decimal[{dtype.scale}]"
+    if isinstance(dtype, (pl.Categorical, pl.Enum)):
+        return "string"
+    if isinstance(dtype, (pl.List, pl.Array)):
+        return f"list<{type_name(_inner(dtype))}>"
+    if isinstance(dtype, pl.Struct):
+        return f"struct<{','.join(f'{field.name}:{type_name(_of(field.dtype))}' for field in sorted(dtype.fields, key=_by_name))}>"
+    raise BadData(f"a column of type {dtype} can't be stored in a catalog; cast it first")
+
+
+_SIMPLE_NAMES: dict[type[pl.DataType], str] = {
+    pl.Null: "null",
+    pl.Boolean: "bool",
+    pl.Int8: "int8",
+    pl.Int16: "int16",
+    pl.Int32: "int32",
+    pl.Int64: "int64",
+    pl.UInt8: "uint8",
+    pl.UInt16: "uint16",
+    pl.UInt32: "uint32",
+    pl.UInt64: "uint64",
+    pl.Float32: "float32",
+    pl.Float64: "float64",
+    pl.String: "string",
+    pl.Binary: "binary",
+    pl.Date: "date",
+    pl.Time: "time",
+}
+
+
+def encode(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Return the canonical text of `value`, never null: a tag for the kind of value, then a form that ends by itself."""
+    return pl.when(value.is_null()).then(pl.lit("n")).otherwise(_encode_present(value, dtype))
+
+
+def _encode_present(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    if dtype == pl.Null:
+        return pl.lit("n")
+    if dtype == pl.Boolean:
+        return pl.when(value).then(pl.lit("t")).otherwise(pl.lit("f"))
+    if dtype.is_integer():
+        return pl.concat_str(pl.lit("i"), value.cast(pl.String), pl.lit(";"))
+    if dtype.is_float():
+        # + 0.0 makes -0.0 and 0.0 one; fill_nan makes every NaN the same; the bits don't depend on how a float is printed.
+        bits = (value.cast(pl.Float64) + 0.0).fill_nan(float("nan")).reinterpret(dtype=pl.UInt64)
+        return pl.concat_str(pl.lit("d"), bits.cast(pl.String), pl.lit(";"))
+    if dtype == pl.String:
+        return pl.concat_str(pl.lit("s"), value.str.len_bytes().cast(pl.String), pl.lit(":"), value)
+    if isinstance(dtype, (pl.Categorical, pl.Enum)):
+        return _encode_present(value.cast(pl.String), pl.String())
+    if dtype == pl.Binary:
+        return pl.concat_str(pl.lit("b"), value.bin.encode("hex"), pl.lit(";"))
+    if dtype == pl.Date:
+        return pl.concat_str(pl.lit("D"), value.cast(pl.Int32).cast(pl.String), pl.lit(";"))
+    if dtype == pl.Time or isinstance(dtype, (pl.Datetime, pl.Duration)):
+        return pl.concat_str(pl.lit("T"), value.cast(pl.Int64).cast(pl.String), pl.lit(";"))
+    if isinstance(dtype, pl.Decimal):
+        return pl.concat_str(pl.lit("m"), value.cast(pl.String), pl.lit(";"))
+    if isinstance(dtype, pl.Array):
+        return _encode_present(value.arr.to_list(), pl.List(_inner(dtype)))
+    if isinstance(dtype, pl.List):
+        items = value.list.eval(encode(pl.element(), _inner(dtype))).list.join("")
+        return pl.concat_str(pl.lit("l"), value.list.len().cast(pl.String), pl.lit("["), items)
+    if isinstance(dtype, pl.Struct):
+        parts = [pl.lit("{")]
+        for field in sorted(dtype.fields, key=_by_name):
+            parts.append(pl.lit(f"{len(field.name.encode())}:{field.name}"))
+            parts.append(encode(value.struct.field(field.name), _of(field.dtype)))
+        return pl.concat_str(*parts, pl.lit("}"))
+    raise BadData(f"a value of type {dtype} can't be digested; cast the column first")
+
+
+def row_id(columns: Mapping[str, pl.DataType]) -> pl.Expr:
+    """Return an id of the named columns' values, in the order given: 32 hexadecimal digits of BLAKE3 over their encodings."""
+    text = pl.concat_str(*(encode(pl.col(name), dtype) for name, dtype in columns.items()))
+    return polars_hash.HExpr._from_pyexpr(text._pyexpr).chash.blake3().str.slice(0, 32)
+
+
+def column_sums(frame: pl.LazyFrame, key: Sequence[str], columns: Sequence[str] | None = None) -> dict[str, str]:
+    """Return for each column the sum modulo 2^128 of XXH3-128(key, value) over all rows, as 32 hexadecimal digits."""
+    schema = frame.collect_schema()
+    wanted = schema.names() if columns is None else list(columns)
+    keys = pl.concat_str(*(encode(pl.col(name), schema[name]) for name in key)).alias("_key_text")
+    lanes: list[pl.Expr] = []
+    for name in wanted:
+        text = pl.concat_str(pl.col("_key_text"), encode(pl.col(name), schema[name]))
+        value = polars_hash.HExpr._from_pyexpr(text._pyexpr).nchash.xxh3_128()
+        for lane in range(4):
+            shifted = value // pl.lit(_LANE**lane, dtype=pl.UInt128) % pl.lit(_LANE, dtype=pl.UInt128)
+            lanes.append(shifted.cast(pl.UInt64).sum().alias(f"{name}\0{lane}"))
+    sums = frame.with_columns(keys).select(lanes).collect(engine="streaming").row(0, named=True)
+    totals = {name: sum(int(sums[f"{name}\0{lane}"]) << (32 * lane) for lane in range(4)) % (1 << 128) for name in wanted}
+    return {name: f"{total:032x}" for name, total in totals.items()}
+
+
+def rows_digest(key: Sequence[str], rows: int, types: Mapping[str, str], sums: Mapping[str, str]) -> str:
+    """Return `sha256:` and the digest of a set of rows: its key columns, how many they are, and each column's type and sum."""
+    content = {"key": list(key), "rows": rows, "columns": [[name, types[name], sums[name]] for name in sorted(sums)]}
+    return "sha256:" + hashlib.sha256(json.dumps(content, separators=(",", ":"), sort_keys=True).encode()).hexdigest()
+
+
+def _by_name(field: pl.Field) -> str:
+    return field.name
+
+
+def _of(dtype: object) -> pl.DataType:
+    return dtype() if isinstance(dtype, type) else dtype  # type: ignore[return-value]
+
+
+def _inner(dtype: pl.List | pl.Array) -> pl.DataType:
+    return _of(dtype.inner)

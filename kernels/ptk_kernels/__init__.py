@@ -1,0 +1,1 @@
+"""ptk_kernels: the hot loops; arrays in, arrays out."""

@@ -1,0 +1,177 @@
+"""The middle of every LLM operator: requests -> the answers that are missing, asked -> collect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import polars as pl
+
+from ptk.llm.answers import AnswerStore
+from ptk.llm.backend import ResolvedModel, Session
+from ptk.llm.request import Answer, Request, Sampling, request_key
+from ptk.operator import KEY, LlmOperator
+
+__all__ = ["Asking", "Tally"]
+
+_CHUNK = 256
+"""Answers in a segment, at most: what a kill can lose when a model answers fast."""
+_CHUNK_SECONDS = 5.0
+"""Age of the oldest answer not yet stored, at most: what a kill can lose when it answers slowly."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was asked so far, for the progress line and the summary."""
+
+    total: int = 0
+    answered_before: int = 0
+    asked: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Asking:
+    """One LLM step at work on one frame; `batches` gives the frame, `_key` included, the same at every call."""
+
+    operator: LlmOperator
+    params: Any
+    batches: Callable[[], Iterable[pl.DataFrame]]
+    model: ResolvedModel
+    sampling: Sampling
+    store: AnswerStore
+    on_progress: Callable[[Tally], None] = lambda tally: None
+    tally: Tally = field(default_factory=Tally)
+    _index: list[pl.DataFrame] = field(default_factory=list)
+    """For each batch: row, slot and key of every request so far."""
+    _refused: dict[str, Answer] = field(default_factory=dict)
+    """Requests the model can't take (a prompt too long), by key: cheap to find again, so they are not stored."""
+
+    def outstanding(self) -> int:
+        """Return how many different requests of the first round have no stored answer. Asks nothing."""
+        self._note_requests()
+        return self.store.missing(self._keys()).len()
+
+    def request_count(self) -> int:
+        """Return how many different requests were noted."""
+        return self._keys()["key"].n_unique()
+
+    def to_ask(self) -> Iterator[Request]:
+        """Yield the requests of the first round that have no stored answer. Asks nothing."""
+        missing = set(self.store.missing(self._keys()).to_list())
+        for batch in self.batches():
+            for request in self._requests(batch, {}):
+                if bytes.fromhex(request_key(request, self.model.identity)) in missing:
+                    yield request
+
+    def run(self, open_session: Callable[[], Session], *, again: bool = False) -> Iterator[pl.DataFrame]:
+        """Ask what is missing, then yield the operator's decision about each batch.
+
+        `again` asks even what is answered already. The session is opened only if something is missing. Raises BackendError
+        when the model stays out of reach; answers that came before that are stored.
+        """
+        started = time.monotonic()
+        for _ in range(self.operator.max_rounds):
+            if not self._note_requests():
+                break
+            keys = self._keys()
+            missing = keys["key"].unique() if again else self.store.missing(keys)
+            self.tally.total = keys["key"].n_unique()
+            self.tally.answered_before = self.tally.total - missing.len() - self.tally.asked
+            self.on_progress(self.tally)
+            if missing.len():
+                self._ask(open_session(), set(missing.to_list()))
+                self.tally.seconds = time.monotonic() - started
+        yield from self._collected()
+
+    def _note_requests(self) -> bool:
+        """Add this round's new requests to the index; return whether there were any."""
+        answers = self._answers_by_batch()
+        new = False
+        index: list[pl.DataFrame] = []
+        for number, batch in enumerate(self.batches()):
+            noted = self._index[number] if number < len(self._index) else None
+            known = set(zip(noted["row"], noted["slot"], strict=True)) if noted is not None else set()
+            rows, slots, keys = [], [], []
+            for request in self._requests(batch, next(answers)):
+                if (request.row, request.slot) not in known:
+                    rows.append(request.row)
+                    slots.append(request.slot)
+                    keys.append(bytes.fromhex(request_key(request, self.model.identity)))
+            fresh = pl.DataFrame(
+                {"row": rows, "slot": slots, "key": keys}, schema={"row": pl.String, "slot": pl.String, "key": pl.Binary}
+            )
+            new = new or fresh.height > 0
+            index.append(fresh if noted is None else pl.concat([noted, fresh]))
+        self._index = index
+        return new
+
+    def _requests(self, batch: pl.DataFrame, answers: Mapping[tuple[str, str], Answer]) -> Iterator[Request]:
+        for request in self.operator.requests(batch, answers, self.params):
+            yield replace(request, sampling=self.sampling)
+
+    def _keys(self) -> pl.DataFrame:
+        if not self._index:
+            return pl.DataFrame(schema={"row": pl.String, "slot": pl.String, "key": pl.Binary})
+        return pl.concat(self._index)
+
+    def _missing_requests(self, missing: set[bytes]) -> Iterator[tuple[str, Request]]:
+        answers = self._answers_by_batch()
+        for batch in self.batches():
+            for request in self._requests(batch, next(answers)):
+                key = request_key(request, self.model.identity)
+                if (raw := bytes.fromhex(key)) in missing:
+                    missing.remove(raw)  # the same question of another row is asked once
+                    yield key, request
+
+    def _ask(self, session: Session, missing: set[bytes]) -> None:
+        chunk: list[Answer] = []
+        stored_at = time.monotonic()
+        try:
+            for answer in session.answer(self._missing_requests(missing)):
+                self.tally.asked += 1
+                self.tally.prompt_tokens += answer.prompt_tokens
+                self.tally.output_tokens += answer.output_tokens
+                self.tally.cached_tokens += answer.cached_tokens
+                if answer.error is not None:
+                    self._refused[answer.key] = answer
+                else:
+                    chunk.append(answer)
+                self.on_progress(self.tally)
+                if len(chunk) >= _CHUNK or (chunk and time.monotonic() - stored_at >= _CHUNK_SECONDS):
+                    full, chunk, stored_at = chunk, [], time.monotonic()
+                    self.store.append(full)
+        finally:
+            self.store.append(chunk)
+
+    def _answers_by_batch(self) -> Iterator[Mapping[tuple[str, str], Answer]]:
+        """Yield for each batch what is answered so far; nothing, for ever, in the first round."""
+        if self._index:
+            found = self.store.find(self._keys())
+            start = 0
+            for index in self._index:
+                yield self._mapping(found.slice(start, index.height))
+                start += index.height
+        while True:
+            yield {}
+
+    def _mapping(self, found: pl.DataFrame) -> dict[tuple[str, str], Answer]:
+        answers: dict[tuple[str, str], Answer] = {}
+        for row, slot, raw, text, reason, prompt, output, cached in found.iter_rows():
+            key = raw.hex()
+            if text is not None:
+                answers[row, slot] = Answer(key, text, reason, prompt, output, cached)
+            elif key in self._refused:
+                answers[row, slot] = self._refused[key]
+        return answers
+
+    def _collected(self) -> Iterator[pl.DataFrame]:
+        answers = self._answers_by_batch()
+        for batch in self.batches():
+            decision = self.operator.collect(batch, next(answers), self.params)
+            yield batch.select(KEY).join(decision, on=KEY, how="left", maintain_order="left")

@@ -1,0 +1,25 @@
+"""How a process of ptk's own modules is started: the same ptk as in this process, and settings for its engine."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["child_environment"]
+
+
+def child_environment(forced: Mapping[str, str] | None = None, defaults: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return this process's environment for a child that imports ptk.
+
+    `forced` overrides what the user has set, `defaults` does not. The child finds ptk where this process found it, even where
+    only a changed `sys.path` leads there.
+    """
+    environment = {**(defaults or {}), **os.environ, **(forced or {})}
+    home = str(Path(__file__).resolve().parents[2])
+    inherited = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    # Installed packages are found anyway, and on PYTHONPATH they would come before the standard library.
+    if home not in inherited and home != sysconfig.get_path("purelib"):
+        environment["PYTHONPATH"] = os.pathsep.join([*inherited, home])
+    return environment

@@ -1,0 +1,142 @@
+"""What a person writes as settings: frozen pydantic models that know which of their fields decide rows."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
+
+from ptk.files import sha256_of_file
+
+__all__ = [
+    "COLUMN",
+    "MODEL",
+    "UNKEYED",
+    "Column",
+    "ModelName",
+    "Params",
+    "PathSetting",
+    "SourceFiles",
+    "Unkeyed",
+    "canonical",
+    "marked_fields",
+    "suggestion",
+]
+
+
+class Params(BaseModel):
+    """Base of every settings model: frozen, unknown keys forbidden, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Unkeyed:
+    """Marks a field that cannot change rows (a batch size, a timeout, a folder), so it stays out of every key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Marks a field that names a column, or several, of the step's first input."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """Marks a field that names an entry under `models`; the model's identity takes its place in the key."""
+
+
+UNKEYED = Unkeyed()
+COLUMN = Column()
+MODEL = ModelName()
+
+
+def marked_fields(params: Params | type[Params], mark: type) -> Iterator[str]:
+    """Yield the names of the fields annotated with an instance of `mark`."""
+    model = params if isinstance(params, type) else type(params)
+    for name, field in model.model_fields.items():
+        if any(isinstance(meta, mark) for meta in field.metadata):
+            yield name
+
+
+def canonical(value: Any) -> Any:
+    """Return `value` as plain JSON data with every unkeyed field left out: what a key is made of.
+
+    Objects with a `canonical()` method of their own (source files, prompts) give the digest of their content, never their path.
+    """
+    if hasattr(value, "canonical"):
+        return value.canonical()
+    if isinstance(value, Params):
+        left_out = {*marked_fields(value, Unkeyed), *marked_fields(value, ModelName)}
+        return {name: canonical(getattr(value, name)) for name in type(value).model_fields if name not in left_out}
+    if isinstance(value, dict):
+        return {str(key): canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [canonical(item) for item in value]
+    return value
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?`, or the known names where none is near, or nothing where there are none."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; there is {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}" if names else ""
+
+
+class PathSetting:
+    """Base of settings that are written as a path, relative to the spec's folder, and validated into what lies there."""
+
+    @classmethod
+    def from_text(cls, text: str, root: Path) -> Any:
+        """Return the setting for `text`. Raises ValueError with a sentence for the user."""
+        raise NotImplementedError
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def validate(value: Any, info: ValidationInfo) -> Any:
+            root = (info.context or {}).get("root", Path.cwd())
+            return cls.from_text(value, root)
+
+        return core_schema.with_info_after_validator_function(validate, core_schema.str_schema(strict=True, min_length=1))
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "minLength": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFiles(PathSetting):
+    """Data files named by a path or a glob; what counts is their content."""
+
+    written: str
+    paths: tuple[Path, ...]
+
+    @classmethod
+    def from_text(cls, text: str, root: Path) -> SourceFiles:
+        pattern = str(root / Path(text).expanduser())
+        if Path(pattern).is_file():
+            return cls(text, (Path(pattern),))
+        if Path(pattern).is_dir():
+            raise ValueError(f"'{text}' is a folder; name its files, such as '{text.rstrip('/')}/*.jsonl'")
+        paths = tuple(Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file())
+        if not paths:
+            kind = "no file matches" if glob.has_magic(text) else "no such file:"
+            raise ValueError(f"{kind} '{text}' (looked for {pattern}){_near_file(Path(pattern))}")
+        return cls(text, paths)
+
+    def canonical(self) -> list[str]:
+        return [sha256_of_file(path) for path in self.paths]
+
+
+def _near_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    near = difflib.get_close_matches(path.name, [item.name for item in path.parent.iterdir()], n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
