@@ -34,7 +34,7 @@ def read(node: Node, folder: Path, sample: int | None, on_progress: Callable[[in
     seen = kept = malformed = 0
     for number, batch in enumerate(source.batches()):
         good = batch.filter(pl.col(REJECT).is_null()).select(source.columns.names())
-        bad = batch.filter(pl.col(REJECT).is_not_null()).select(_REJECT_COLUMNS)
+        bad = batch.filter(pl.col(REJECT).is_not_null()).select(list(_REJECT_COLUMNS))
         if sample is not None:
             good = good.head(sample - kept)
         seen += good.height + bad.height
