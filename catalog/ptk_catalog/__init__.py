@@ -1,7 +1,7 @@
 """ptk_catalog: immutable, versioned datasets in a folder or an object store.
 
-    import ptk_catalog
-    rows = ptk_catalog.open("catalog/store").load("quickstart/personas@v1").collect()
+import ptk_catalog
+rows = ptk_catalog.open("catalog/store").load("quickstart/personas@v1").collect()
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptk_catalog.catalog import Catalog, Commit, Version, open
+    from ptk_catalog.catalog import Catalog, Commit, Version, open  # noqa: A004
     from ptk_catalog.dataset import Dataset
     from ptk_catalog.errors import (
         BadData,

@@ -163,7 +163,9 @@ class Catalog:
 
     def _verify_part(self, found: Version, part: Part) -> None:
         if self.storage.sha256(part.path) != part.sha256:
-            raise Damaged(f"{found.reference}: {self.storage.path(part.path)} was changed; restore it from a copy of the catalog")
+            raise Damaged(
+                f"{found.reference}: {self.storage.path(part.path)} was changed; restore it from a copy of the catalog"
+            )
 
     def _version(self, row: VersionRow, *, created: bool = False) -> Version:
         manifest = read_manifest(self.storage.read(row.manifest), self.storage.path(row.manifest))
@@ -177,7 +179,9 @@ class Catalog:
         for tag in commit.tags:
             check_tag(tag)
         frame = _as_frame(commit.data)
-        manifest = self._plain(commit, frame) if commit.base is None else self._augmented(commit, frame, self.version(commit.base))
+        manifest = (
+            self._plain(commit, frame) if commit.base is None else self._augmented(commit, frame, self.version(commit.base))
+        )
         content = manifest.as_bytes()
         digest = hashlib.sha256(content).hexdigest()
         relative = f"manifests/{digest[:2]}/{digest}.json"
@@ -216,7 +220,9 @@ class Catalog:
         old = base.manifest
         key = old.key
         if commit.key is not None and tuple([commit.key] if isinstance(commit.key, str) else commit.key) != key:
-            raise BadData(f"{commit.entry}: the key of {base.reference} is {', '.join(key)}; a version that builds on it has the same")
+            raise BadData(
+                f"{commit.entry}: the key of {base.reference} is {', '.join(key)}; a version that builds on it has the same"
+            )
         columns = frame.collect_schema()
         for name in key:
             if name not in columns:
@@ -230,14 +236,21 @@ class Catalog:
             keys = whole.with_columns(_kept=pl.lit(True))
         else:
             keys = pl.concat([whole, scan(self.storage, old.mask).select(pl.col("_keep").alias("_kept"))], how="horizontal")
-        strangers = frame.select(key).join(keys.filter(pl.col("_kept")), on=list(key), how="anti").head(3).collect(engine="streaming")
-        if strangers.height:
-            raise BadData(f"{commit.entry}: {base.reference} has no row {', '.join(map(str, strangers.row(0)))}; a base's columns are for its rows")
-        aligned = keys.join(frame.with_columns(_here=pl.lit(True)), on=list(key), how="left", maintain_order="left").with_columns(
-            _keep=pl.col("_kept") & pl.col("_here").fill_null(False)
+        strangers = (
+            frame.select(key).join(keys.filter(pl.col("_kept")), on=list(key), how="anti").head(3).collect(engine="streaming")
         )
+        if strangers.height:
+            raise BadData(
+                f"{commit.entry}: {base.reference} has no row {', '.join(map(str, strangers.row(0)))}; a base's columns are for its rows"
+            )
+        aligned = keys.join(
+            frame.with_columns(_here=pl.lit(True)), on=list(key), how="left", maintain_order="left"
+        ).with_columns(_keep=pl.col("_kept") & pl.col("_here").fill_null(False))
         sizes = [part.rows for part in old.groups[0].parts]
-        groups = [group.model_copy(update={"columns": tuple(name for name in group.columns if name not in added)}) for group in old.groups]
+        groups = [
+            group.model_copy(update={"columns": tuple(name for name in group.columns if name not in added)})
+            for group in old.groups
+        ]
         groups = [group for group in groups if group.columns]
         if added:
             groups.append(Group(columns=tuple(added), parts=write_parts(self.storage, cut(aligned.select(list(added)), sizes))))
@@ -246,7 +259,9 @@ class Catalog:
         all_kept = kept == sum(sizes)
         types = {column.name: column.type for column in old.columns} | {name: type_name(dtype) for name, dtype in added.items()}
         sums = {column.name: column.sum for column in old.columns if column.name not in added}
-        draft = self._manifest(commit, key, kept, types, {name: "" for name in types}, tuple(groups), None if all_kept else mask, base)
+        draft = self._manifest(
+            commit, key, kept, types, dict.fromkeys(types, ""), tuple(groups), None if all_kept else mask, base
+        )
         rows = Dataset(base.with_manifest(draft), self.storage).scan()
         stale = list(types) if kept != old.rows else list(added)
         return self._manifest(
@@ -294,7 +309,9 @@ def open(place: str | Path, *, registry: str | None = None, create: bool = True)
     if storage.exists(_MARKER):
         written = orjson.loads(storage.read(_MARKER))["format"]
         if written > _FORMAT:
-            raise NewerFormat(f"{storage.root} has format {written}; this package reads up to {_FORMAT}: upgrade preference-toolkit")
+            raise NewerFormat(
+                f"{storage.root} has format {written}; this package reads up to {_FORMAT}: upgrade preference-toolkit"
+            )
     elif not create:
         raise NotFound(f"there is no catalog in {storage.root}")
     else:

@@ -41,7 +41,9 @@ class Dataset:
         parts = [part for group in self.manifest.groups for part in group.parts] + list(self.manifest.mask or ())
         for part in parts:
             if not self.storage.exists(part.path):
-                raise Damaged(f"{self.version.reference}: {self.storage.path(part.path)} is missing; restore it from a copy of the catalog")
+                raise Damaged(
+                    f"{self.version.reference}: {self.storage.path(part.path)} is missing; restore it from a copy of the catalog"
+                )
         return [self.storage.path(part.path) for part in parts]
 
     def scan(self) -> pl.LazyFrame:

@@ -40,7 +40,9 @@ def type_name(dtype: pl.DataType) -> str:
     if isinstance(dtype, (pl.List, pl.Array)):
         return f"list<{type_name(_inner(dtype))}>"
     if isinstance(dtype, pl.Struct):
-        return f"struct<{','.join(f'{field.name}:{type_name(_of(field.dtype))}' for field in sorted(dtype.fields, key=_by_name))}>"
+        return (
+            f"struct<{','.join(f'{field.name}:{type_name(_of(field.dtype))}' for field in sorted(dtype.fields, key=_by_name))}>"
+        )
     raise BadData(f"a column of type {dtype} can't be stored in a catalog; cast it first")
 
 
@@ -109,7 +111,8 @@ def _encode_present(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 def row_id(columns: Mapping[str, pl.DataType]) -> pl.Expr:
     """Return an id of the named columns' values, in the order given: 32 hexadecimal digits of BLAKE3 over their encodings."""
     text = pl.concat_str(*(encode(pl.col(name), dtype) for name, dtype in columns.items()))
-    return polars_hash.HExpr._from_pyexpr(text._pyexpr).chash.blake3().str.slice(0, 32)
+    digest: pl.Expr = polars_hash.HExpr._from_pyexpr(text._pyexpr).chash.blake3()
+    return digest.str.slice(0, 32)
 
 
 def column_sums(frame: pl.LazyFrame, key: Sequence[str], columns: Sequence[str] | None = None) -> dict[str, str]:

@@ -12,6 +12,7 @@ from ptk_catalog.errors import Damaged, NewerFormat
 __all__ = ["FORMAT", "Base", "ColumnInfo", "Group", "Manifest", "Part", "read_manifest"]
 
 FORMAT = 1
+"""The format this package writes; a manifest with a higher one is refused."""
 
 
 class _Stored(BaseModel):
@@ -59,7 +60,7 @@ class Base(_Stored):
 class Manifest(_Stored):
     """One version of an entry. All groups, and the mask, are cut into parts at the same rows."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     entry: str
     digest: str
     key: tuple[str, ...]

@@ -15,6 +15,7 @@ from ptk_catalog.storage import Storage
 __all__ = ["ROWS_PER_PART", "cut", "scan", "write_parts"]
 
 ROWS_PER_PART = 1 << 18
+_LONGEST_BOUND = 64
 
 
 def cut(frame: pl.LazyFrame, sizes: Iterable[int] | None = None) -> Iterator[pl.DataFrame]:
@@ -64,10 +65,10 @@ def _statistics(piece: pl.DataFrame) -> dict[str, dict[str, Any]]:
             values = piece[name].drop_nans() if dtype.is_float() else piece[name]
             statistics[name] = {"min": values.min(), "max": values.max(), "nulls": piece[name].null_count()}
         elif dtype == pl.String:
-            shortened = [None if text is None else text[:64] for text in (piece[name].min(), piece[name].max())]
-            # A cut-off maximum is no upper bound; readers may only prune by whole values.
-            whole = piece[name].max() == shortened[1]
-            statistics[name] = {"min": shortened[0], "max": shortened[1] if whole else None, "nulls": piece[name].null_count()}
+            low, high = str(piece[name].min() or ""), str(piece[name].max() or "")
+            # Only short ones: a manifest is not the place for text, and a maximum cut off is no bound.
+            if len(low) <= _LONGEST_BOUND and len(high) <= _LONGEST_BOUND:
+                statistics[name] = {"min": piece[name].min(), "max": piece[name].max(), "nulls": piece[name].null_count()}
     return statistics
 
 

@@ -21,7 +21,9 @@ _FORMAT = 1
 _ATTEMPTS = 20
 
 _tables = sa.MetaData()
-_meta = sa.Table("ptk_meta", _tables, sa.Column("name", sa.String(64), primary_key=True), sa.Column("value", sa.String(256), nullable=False))
+_meta = sa.Table(
+    "ptk_meta", _tables, sa.Column("name", sa.String(64), primary_key=True), sa.Column("value", sa.String(256), nullable=False)
+)
 _versions = sa.Table(
     "ptk_versions",
     _tables,
@@ -126,7 +128,9 @@ class Registry:
         with self._engine.connect() as connection:
             written = connection.execute(sa.select(_meta.c.value).where(_meta.c.name == "format")).scalar()
         if written is None or int(written) > _FORMAT:
-            raise NewerFormat(f"the registry has format {written}; this package reads up to {_FORMAT}: upgrade preference-toolkit")
+            raise NewerFormat(
+                f"the registry has format {written}; this package reads up to {_FORMAT}: upgrade preference-toolkit"
+            )
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
@@ -150,7 +154,9 @@ class Registry:
                 if not _is_passing(error):
                     raise
             time.sleep(min(0.01 * 2**attempt, 1.0))
-        raise Conflict(f"could not register {', '.join(version.entry for version in versions)}: other writers were faster {_ATTEMPTS} times")
+        raise Conflict(
+            f"could not register {', '.join(version.entry for version in versions)}: other writers were faster {_ATTEMPTS} times"
+        )
 
     def _register(self, connection: sa.Connection, new: NewVersion) -> tuple[VersionRow, bool]:
         newest = connection.execute(
@@ -160,11 +166,11 @@ class Registry:
         if new.parent is not None and new.parent != number:
             raise Conflict(f"{new.entry} is at v{number} by now, not at v{new.parent}; look at what changed and commit again")
         fresh = newest is None or newest.digest != new.digest or newest.licence != new.licence
-        if fresh:
+        if newest is None or fresh:
             row = VersionRow(new.entry, number + 1, new.digest, new.manifest, new.licence, new.rows, _now())
             connection.execute(_versions.insert().values(**{name: getattr(row, name) for name in VersionRow.__slots__}))
         else:
-            row = VersionRow(*newest)
+            row = VersionRow(*tuple(newest))
         for tag in new.tags:
             self._set_tag(connection, new.entry, tag, row.number, move=new.move_tags)
         return row, fresh
@@ -220,12 +226,16 @@ class Registry:
         if tag is not None:
             tags = self.tags(entry)
             if tag not in tags:
-                raise NotFound(f"{entry} has no tag '{tag}'; its tags: {', '.join(tags) or 'none'}; its newest version: v{versions[0].number}")
+                raise NotFound(
+                    f"{entry} has no tag '{tag}'; its tags: {', '.join(tags) or 'none'}; its newest version: v{versions[0].number}"
+                )
             number = tags[tag]
         if digest is not None:
             found = [row for row in versions if row.digest.startswith(digest)]
             if not found or len({row.digest for row in found}) > 1:
-                raise NotFound(f"{entry} has {'no version' if not found else 'several versions'} with a digest that begins {digest}")
+                raise NotFound(
+                    f"{entry} has {'no version' if not found else 'several versions'} with a digest that begins {digest}"
+                )
             return found[0]
         if number is None:
             return versions[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import uuid
 from pathlib import Path, PurePosixPath
 
@@ -30,7 +31,7 @@ class Storage:
 
     def exists(self, relative: str) -> bool:
         path = self.path(relative)
-        return os.path.exists(path) if self.is_local else bool(self._remote().exists(path))
+        return Path(path).exists() if self.is_local else bool(self._remote().exists(path))
 
     def read(self, relative: str) -> bytes:
         """Return a file's content. Raises Damaged when it is not there."""
@@ -66,7 +67,7 @@ class Storage:
 
     def aside(self) -> Path:
         """Return a path of a file that does not exist yet, for writing before `take_in`."""
-        folder = Path(self.root, "staging") if self.is_local else Path(os.environ.get("TMPDIR", "/tmp"))
+        folder = Path(self.root, "staging") if self.is_local else Path(tempfile.gettempdir())
         folder.mkdir(parents=True, exist_ok=True)
         return folder / uuid.uuid4().hex
 

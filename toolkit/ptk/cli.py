@@ -24,9 +24,15 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document 
 _WORK = click.option(
     "--work", type=click.Path(path_type=Path), default=Path(".ptk"), show_default=True, help="Where finished steps are kept."
 )
-_CATALOG = click.option("--catalog", metavar="URL", help="Where the catalog is.  [default: as the spec says, else catalog/store]")
-_SAMPLE = click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Take the first N rows of each source; nothing is registered.")
-_FORCE = click.option("--force", multiple=True, metavar="STEP", help="Do this step again, and all that follow from it; asks its model again.")
+_CATALOG = click.option(
+    "--catalog", metavar="URL", help="Where the catalog is.  [default: as the spec says, else catalog/store]"
+)
+_SAMPLE = click.option(
+    "--sample", type=click.IntRange(min=1), metavar="N", help="Take the first N rows of each source; nothing is registered."
+)
+_FORCE = click.option(
+    "--force", multiple=True, metavar="STEP", help="Do this step again, and all that follow from it; asks its model again."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -93,7 +99,9 @@ def ops(as_json: bool) -> None:
 
     operators = [find_operator(name) for name in operator_names()]
     if as_json:
-        _print([{"name": item.name, "help": item.help, "version": item.version, "inputs": list(item.inputs)} for item in operators])
+        _print(
+            [{"name": item.name, "help": item.help, "version": item.version, "inputs": list(item.inputs)} for item in operators]
+        )
         return
     for item in operators:
         click.echo(f"{item.name}  {item.help}")
@@ -130,7 +138,9 @@ def catalog() -> None:
 
 
 def _catalog_command(function: Callable[..., None]) -> Callable[..., None]:
-    place = click.option("--catalog", "place", metavar="URL", default="catalog/store", show_default=True, help="Where the catalog is.")
+    place = click.option(
+        "--catalog", "place", metavar="URL", default="catalog/store", show_default=True, help="Where the catalog is."
+    )
     return place(_JSON(function))
 
 
@@ -145,7 +155,9 @@ def catalog_ls(place: str, as_json: bool) -> None:
     if as_json:
         _print([{name: value for name, value in version_as_json(item).items() if name != "lineage"} for item in newest])
         return
-    rows = [[item.entry, f"v{item.number}", f"{item.rows:,}", ", ".join(item.tags) or "-", item.created_at[:19]] for item in newest]
+    rows = [
+        [item.entry, f"v{item.number}", f"{item.rows:,}", ", ".join(item.tags) or "-", item.created_at[:19]] for item in newest
+    ]
     click.echo(table(["entry", "newest", "rows", "tags", "committed"], rows))
 
 
@@ -160,7 +172,10 @@ def catalog_log(entry: str, place: str, as_json: bool) -> None:
     if as_json:
         _print([version_as_json(item) for item in versions])
         return
-    rows = [[f"v{item.number}", f"{item.rows:,}", ", ".join(item.tags) or "-", item.created_at[:19], item.digest[:19]] for item in versions]
+    rows = [
+        [f"v{item.number}", f"{item.rows:,}", ", ".join(item.tags) or "-", item.created_at[:19], item.digest[:19]]
+        for item in versions
+    ]
     click.echo(table(["version", "rows", "tags", "committed", "digest"], rows))
 
 

@@ -78,7 +78,10 @@ def _estimated(plan: Plan, node: Node, rows: dict[str, _Rows], work: WorkStore) 
     if isinstance(operator, Reader):
         return _source_cost(plan, node, rows)
     inputs = [_rows_of(plan, name, rows, work) for name in node.step.inputs.values()]
-    frames = [keyed(item.frame.lazy(), plan.nodes[name].key_column) for item, name in zip(inputs, node.step.inputs.values(), strict=True)]
+    frames = [
+        keyed(item.frame.lazy(), plan.nodes[name].key_column)
+        for item, name in zip(inputs, node.step.inputs.values(), strict=True)
+    ]
     first = inputs[0]
     exact = all(item.exact for item in inputs)
     rows_in = round(first.frame.height * first.scale)

@@ -3,6 +3,7 @@
 PtkError                 anything ptk reports without a traceback; exit code 1
 ├── SpecError            the spec is wrong: every violation found, each at its file and line; exit code 2
 ├── ModelNotFound        a model reference leads nowhere; the planner turns it into a SpecError at its line
+├── UnreadableFile       a data file that is damaged as a whole; exit code 3
 ├── TooManyMalformed     a source is mostly unreadable; exit code 3
 ├── BackendError         a model's engine or endpoint failed and stayed failed; exit code 1
 ├── StoreError           the work store can't be read or written; exit code 1
@@ -21,6 +22,7 @@ __all__ = [
     "SpecError",
     "StoreError",
     "TooManyMalformed",
+    "UnreadableFile",
     "Violation",
 ]
 
@@ -59,6 +61,12 @@ class ModelNotFound(PtkError):
     """A model reference leads nowhere: says what was looked for, where, and what to write instead."""
 
     exit_code = 2
+
+
+class UnreadableFile(PtkError):
+    """A data file is damaged as a whole: not a gzip, not a Parquet file."""
+
+    exit_code = 3
 
 
 class TooManyMalformed(PtkError):

@@ -232,9 +232,7 @@ def asking_for(plan: Plan, node: Node, work: WorkStore, on_progress: Callable[[T
     )
 
 
-def _ask(
-    plan: Plan, node: Node, asking: Asking, sessions: _Sessions, folder: Path, about: tuple[pl.LazyFrame, str]
-) -> Asked:
+def _ask(plan: Plan, node: Node, asking: Asking, sessions: _Sessions, folder: Path, about: tuple[pl.LazyFrame, str]) -> Asked:
     name = uses_model(node.step) or ""
     declared = plan.spec.models[name]
     model = node.model
@@ -261,7 +259,11 @@ def _commit(plan: Plan, work: WorkStore, catalog: Catalog, steps: Mapping[str, S
     for entry, output in plan.spec.outputs.items():
         node = plan.nodes[output.from_]
         newest = _newest(catalog, entry)
-        same = newest is not None and newest.manifest.lineage.get("step_key") == node.key and newest.manifest.licence == output.licence
+        same = (
+            newest is not None
+            and newest.manifest.lineage.get("step_key") == node.key
+            and newest.manifest.licence == output.licence
+        )
         if same and newest is not None and set(output.tags) <= set(newest.tags) and output.from_ not in plan.forced:
             commits.append(newest)
             continue
@@ -321,7 +323,12 @@ def _lineage(plan: Plan, node: Node, steps: Mapping[str, StepSummary]) -> dict[s
             if isinstance(value, SourceFiles)
         ],
         "models": [
-            {"step": item.name, "model": item.model.reference, "revision": item.model.revision, "identity": dict(item.model.identity)}
+            {
+                "step": item.name,
+                "model": item.model.reference,
+                "revision": item.model.revision,
+                "identity": dict(item.model.identity),
+            }
             for item in nodes
             if item.model is not None
         ],

@@ -125,7 +125,8 @@ class SourceFiles(PathSetting):
             return cls(text, (Path(pattern),))
         if Path(pattern).is_dir():
             raise ValueError(f"'{text}' is a folder; name its files, such as '{text.rstrip('/')}/*.jsonl'")
-        paths = tuple(Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file())
+        matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        paths = tuple(Path(path) for path in sorted(matches) if Path(path).is_file())
         if not paths:
             kind = "no file matches" if glob.has_magic(text) else "no such file:"
             raise ValueError(f"{kind} '{text}' (looked for {pattern}){_near_file(Path(pattern))}")

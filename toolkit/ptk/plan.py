@@ -12,7 +12,7 @@ import orjson
 import polars as pl
 from polars.exceptions import PolarsError
 
-from ptk.errors import ModelNotFound, SpecError, Violation
+from ptk.errors import ModelNotFound, SpecError, UnreadableFile, Violation
 from ptk.operator import DETAIL, KEY, RAW, REJECT, FrameOperator, LlmOperator, Reader, Reshape, Source
 from ptk.params import Column, canonical, marked_fields, suggestion
 from ptk.spec import Model, Spec, Step, uses_model
@@ -91,7 +91,9 @@ class _Planner:
         self.forced = set(force)
         for name in force:
             if name not in spec.steps:
-                raise SpecError([Violation(spec.document.file, 0, "--force", f"there is no step '{name}'{suggestion(name, spec.steps)}")])
+                raise SpecError(
+                    [Violation(spec.document.file, 0, "--force", f"there is no step '{name}'{suggestion(name, spec.steps)}")]
+                )
         for step in spec.steps.values():
             if any(source in self.forced for source in step.inputs.values()):
                 self.forced.add(step.name)
@@ -153,7 +155,9 @@ class _Planner:
         if before.get("version") != step.operator.version:
             return f"{step.operator.name} has version {step.operator.version}, was {before.get('version')}"
         written, old = dict(step.written), before.get("params", {})
-        changed = [name for name in [*old, *(name for name in written if name not in old)] if old.get(name) != written.get(name)]
+        changed = [
+            name for name in [*old, *(name for name in written if name not in old)] if old.get(name) != written.get(name)
+        ]
         if changed:
             name = changed[0]
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -177,7 +181,12 @@ class _Planner:
             return self._try_shape(step, inputs)
         except PolarsError as error:
             self._complain(self._place(step, str(error)), _first_line(error))
+        except UnreadableFile as error:
+            self._complain(("steps", step.name, "path"), str(error))
         except (ValueError, TypeError, KeyError) as error:
+            if isinstance(step.operator, Reader):
+                self._complain(self._place(step, str(error)), str(error))
+                return None
             self._complain(("steps", step.name), f"{step.operator.name} fails on no rows: {_first_line(error)}")
         except SpecError as error:
             self.violations.extend(error.violations)

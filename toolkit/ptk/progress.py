@@ -83,7 +83,7 @@ class Bars:
         self._task = self._progress.add_task(what, step=step, total=None)
 
     def advance(self, done: int, total: int | None, note: str = "") -> None:
-        self._progress.update(self._task, completed=done, total=total, **({"description": note} if note else {}))
+        self._progress.update(self._task, completed=done, total=total, description=note or None)
 
     def end(self, summary: str) -> None:
         task = self._progress.tasks[self._task]

@@ -20,7 +20,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
     numeric = [all(_is_number(line[index]) for line in lines[1:]) for index in range(len(header))]
     return "\n".join(
-        "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(line, widths, numeric, strict=True)).rstrip()
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
         for line in lines
     )
 
@@ -38,7 +40,18 @@ def plan_as_text(plan: Plan, costs: dict[str, Cost]) -> str:
         tokens = "-" if cost.prompt_tokens is None else f"{mark}{cost.prompt_tokens:,}"
         state = "cached" if node.finished is not None else "run"
         why = "" if node.finished is not None else node.why
-        rows.append([node.name, node.step.operator.name, state, why, f"{mark}{cost.rows_in:,}", f"{mark}{cost.rows_out:,}", requests, tokens])
+        rows.append(
+            [
+                node.name,
+                node.step.operator.name,
+                state,
+                why,
+                f"{mark}{cost.rows_in:,}",
+                f"{mark}{cost.rows_out:,}",
+                requests,
+                tokens,
+            ]
+        )
     header = ["step", "operator", "", "why", "rows in", "rows out", "requests answered + to go", "prompt tokens to go"]
     lines = [f"{plan.spec.name} ({plan.spec.document.file})", "", table(header, rows), ""]
     for node in plan.nodes.values():
@@ -91,14 +104,20 @@ def summary_as_text(summary: RunSummary, catalog_argument: str | None) -> str:
             lines.append(f"{step.name}: {asked.asked + asked.answered_before:,} requests, all answered before")
         elif asked is not None:
             rate = f", {asked.output_tokens / asked.seconds:,.0f} tokens/s" if asked.asked and asked.seconds else ""
-            share = f", {asked.cached_tokens / asked.prompt_tokens:.0%} of the prompt tokens from the prefix cache" if asked.cached_tokens else ""
+            share = (
+                f", {asked.cached_tokens / asked.prompt_tokens:.0%} of the prompt tokens from the prefix cache"
+                if asked.cached_tokens
+                else ""
+            )
             lines.append(
                 f"{step.name}: {asked.asked:,} requests asked, {asked.answered_before:,} answered before; "
                 f"{asked.prompt_tokens:,} prompt and {asked.output_tokens:,} answer tokens{rate}{share}"
             )
     cached = sum(step.cached for step in summary.steps)
     lines.append(
-        f"Everything was cached ({summary.seconds:.1f} s)." if cached == len(summary.steps) else f"Done in {summary.seconds:.1f} s."
+        f"Everything was cached ({summary.seconds:.1f} s)."
+        if cached == len(summary.steps)
+        else f"Done in {summary.seconds:.1f} s."
     )
     if not summary.versions and summary.catalog is None:
         lines.append("Nothing was registered in the catalog.")
@@ -106,7 +125,9 @@ def summary_as_text(summary: RunSummary, catalog_argument: str | None) -> str:
         tags = f", tags: {', '.join(version.tags)}" if version.tags else ""
         what = "committed" if version.created else "unchanged"
         lines += ["", f"{what}  {version.reference}  {version.rows:,} rows  {version.digest[:19]}{tags}"]
-        lines.append(f'load it:   ptk_catalog.open("{catalog_argument or summary.catalog}").load("{version.reference}").collect()')
+        lines.append(
+            f'load it:   ptk_catalog.open("{catalog_argument or summary.catalog}").load("{version.reference}").collect()'
+        )
     return "\n".join(lines)
 
 
@@ -144,7 +165,9 @@ def version_as_text(version: Version) -> str:
             rejected = "".join(f", {count:,} {reason}" for reason, count in step["rejected"].items())
             lines.append(f"    {step['name']} ({step['operator']}): {step['rows_in']:,} in, {step['rows_out']:,} out{rejected}")
     for model in manifest.lineage.get("models", []):
-        lines.append(f"  model      {model['model']}{' ' + model['revision'] if model['revision'] else ''} in step {model['step']}")
+        lines.append(
+            f"  model      {model['model']}{' ' + model['revision'] if model['revision'] else ''} in step {model['step']}"
+        )
     for source in manifest.lineage.get("sources", []):
         lines.append(f"  source     {', '.join(source['files'])} in step {source['step']}")
     return "\n".join(lines)

@@ -152,7 +152,9 @@ class _Checker:
         if isinstance(entries, dict):
             for name, value in entries.items():
                 if not _NAME.match(name):
-                    self._complain((section, name), "a name is lower-case letters, digits, '_' and '-', and begins with a letter")
+                    self._complain(
+                        (section, name), "a name is lower-case letters, digits, '_' and '-', and begins with a letter"
+                    )
                 if isinstance(value, dict):
                     yield name, value
 
@@ -166,7 +168,9 @@ class _Checker:
             def look_up(match: re.Match[str]) -> str:
                 name = match.group(1)
                 if name not in os.environ:
-                    self._complain(location, f"the environment has no variable '{name}'; set it, as in: {name or 'NAME'}=... ptk run ...")
+                    self._complain(
+                        location, f"the environment has no variable '{name}'; set it, as in: {name or 'NAME'}=... ptk run ..."
+                    )
                 return os.environ.get(name, "")
 
             return _ENV.sub(look_up, value)
@@ -211,7 +215,9 @@ class _Checker:
             self._complain((*location, "op"), str(error))
             return None
         inputs = self._inputs(operator, value.get("from"), location)
-        params = self._validated(operator.params, {key: item for key, item in value.items() if key not in ("op", "from")}, location)
+        params = self._validated(
+            operator.params, {key: item for key, item in value.items() if key not in ("op", "from")}, location
+        )
         if params is None:
             return None
         for field in marked_fields(params, ModelName):
@@ -234,7 +240,10 @@ class _Checker:
             return {}
         if isinstance(written, str):
             if len(wanted) > 1:
-                self._complain(place, f"{operator.name} takes {len(wanted)} inputs; write {{{', '.join(f'{name}: STEP' for name in wanted)}}}")
+                self._complain(
+                    place,
+                    f"{operator.name} takes {len(wanted)} inputs; write {{{', '.join(f'{name}: STEP' for name in wanted)}}}",
+                )
                 return {}
             return {wanted[0]: written}
         if isinstance(written, dict) and all(isinstance(item, str) for item in written.values()):
@@ -252,7 +261,10 @@ class _Checker:
         for step in good.values():
             for source in step.inputs.values():
                 if source not in steps:
-                    self._complain(("steps", step.name, "from"), f"there is no step '{source}'{suggestion(source, set(steps) - {step.name})}")
+                    self._complain(
+                        ("steps", step.name, "from"),
+                        f"there is no step '{source}'{suggestion(source, set(steps) - {step.name})}",
+                    )
         done: set[str] = set()
         for name in good:
             trail: list[str] = []
@@ -291,12 +303,19 @@ class _Checker:
             self._complain(("name",), f"'{file.name}' is no name: lower-case letters, digits, '.', '_', '-' and '/'")
         for entry, output in file.outputs.items():
             if not _ENTRY.match(entry) or ".." in entry:
-                self._complain(("outputs", entry), "an entry's name is lower-case letters, digits, '.', '_' and '-', in parts joined by '/'")
+                self._complain(
+                    ("outputs", entry),
+                    "an entry's name is lower-case letters, digits, '.', '_' and '-', in parts joined by '/'",
+                )
             if output.from_ not in steps:
-                self._complain(("outputs", entry, "from"), f"there is no step '{output.from_}'{suggestion(output.from_, steps)}")
+                self._complain(
+                    ("outputs", entry, "from"), f"there is no step '{output.from_}'{suggestion(output.from_, steps)}"
+                )
             for index, tag in enumerate(output.tags):
                 if not _TAG.match(tag) or _VERSION_LIKE.match(tag):
-                    self._complain(("outputs", entry, "tags", index), f"'{tag}' is no tag: a lower-case word that does not look like v1")
+                    self._complain(
+                        ("outputs", entry, "tags", index), f"'{tag}' is no tag: a lower-case word that does not look like v1"
+                    )
 
 
 def uses_model(step: Step) -> str | None:
@@ -330,5 +349,4 @@ def _options(model: type[Params], location: tuple[Any, ...]) -> list[str]:
         if not (isinstance(inner, type) and issubclass(inner, Params)):
             return []
         model = inner
-    names = [field.alias or name for name, field in model.model_fields.items()]
-    return names
+    return [field.alias or name for name, field in model.model_fields.items()]

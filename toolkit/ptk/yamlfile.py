@@ -42,7 +42,7 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's core scalars, so that `on`, `yes` and `2026-01-01` stay text."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as the base class declares it
 
 
 for _tag, _pattern, _first in [
@@ -118,7 +118,13 @@ class _Reader:
     def value(self, node: yaml.Node, location: Location) -> Any:
         self._values += 1
         if self._values > _MOST_VALUES:
-            raise SpecError([Violation(self.file, node.start_mark.line + 1, "", f"more than {_MOST_VALUES:,} values; aliases repeat too much")])
+            raise SpecError(
+                [
+                    Violation(
+                        self.file, node.start_mark.line + 1, "", f"more than {_MOST_VALUES:,} values; aliases repeat too much"
+                    )
+                ]
+            )
         self.lines.setdefault(location, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, location)
@@ -148,7 +154,9 @@ class _Reader:
             key = key_node.value
             if key in result:
                 first = self.lines[(*location, key)]
-                self.violations.append(Violation(self.file, line, _dotted((*location, key)), f"this key stands already at line {first}"))
+                self.violations.append(
+                    Violation(self.file, line, _dotted((*location, key)), f"this key stands already at line {first}")
+                )
                 continue
             self.lines[(*location, key)] = line
             result[key] = self.value(value_node, (*location, key))

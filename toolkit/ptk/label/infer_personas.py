@@ -7,15 +7,15 @@ two responses in exchanged places, so N pairs make 2N requests.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated
 
 import polars as pl
 from pydantic import Field
 
 from ptk.llm.prompt_files import Exemplar, ExemplarFile, PromptFile, as_text
-from ptk.llm.request import Answer, Constraint, Message, Request, Sampling
+from ptk.llm.request import Constraint, Message, Request
 from ptk.operator import DETAIL, KEY, RAW, REJECT, Answers, LlmOperator
 from ptk.params import MODEL, Params
 
@@ -57,7 +57,7 @@ def _collect(frame: pl.DataFrame, answers: Answers, params: InferPersonas) -> pl
     form = re.compile(params.prompt.content.form)
     rows = [_decision(row, answers, form) for row in frame[KEY]]
     names = (KEY, "chosen_persona", "rejected_persona", REJECT, DETAIL, RAW)
-    return pl.DataFrame(rows, schema={name: pl.String for name in names}, orient="row")
+    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
 
 
 def _decision(row: str, answers: Answers, form: re.Pattern[str]) -> tuple[str | None, ...]:

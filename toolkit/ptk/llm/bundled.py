@@ -114,9 +114,7 @@ def convert(gguf: Path, target: Path) -> None:
     from transformers.utils.quantization_config import GgufConfig  # type: ignore[attr-defined,unused-ignore]
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
     read = AutoTokenizer.from_pretrained(**source)
     backend = read.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -133,7 +131,11 @@ def convert(gguf: Path, target: Path) -> None:
         model_max_length=model.config.max_position_embeddings,
         clean_up_tokenization_spaces=False,
     )
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     model.config.update(ids)
     model.generation_config.update(**ids)
     target.mkdir(parents=True)

@@ -64,7 +64,9 @@ class ChatTemplate:
             return text
         start, mark, _ = text.rpartition(END_OF_PREFILL)
         if not mark or not start.endswith(prefill.lstrip()):
-            raise ChatTemplateError("the model's chat template changes the last turn, so its answers can't be given a beginning")
+            raise ChatTemplateError(
+                "the model's chat template changes the last turn, so its answers can't be given a beginning"
+            )
         return start
 
 

@@ -74,7 +74,9 @@ class PromptFile(PathSetting):
         if not text.endswith((".yaml", ".yml")):
             names = sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
             if text not in names:
-                raise ValueError(f"no prompt '{text}' ships with ptk; there is {', '.join(names)}, or write the path of a .yaml file")
+                raise ValueError(
+                    f"no prompt '{text}' ships with ptk; there is {', '.join(names)}, or write the path of a .yaml file"
+                )
             return cls.shipped(text)
         path = root / text
         content, document = _read(path, _PromptText)

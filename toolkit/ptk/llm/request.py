@@ -29,6 +29,9 @@ class Sampling(Params):
     stop: tuple[str, ...] = Field((), description="Strings at which an answer ends; they are not part of it.")
 
 
+_GREEDY = Sampling()
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a chat."""
@@ -55,7 +58,7 @@ class Request:
     slot: str
     """Which of the row's questions this is, such as `chosen` or `rejected`."""
     messages: tuple[Message, ...]
-    sampling: Sampling = Sampling()
+    sampling: Sampling = _GREEDY
     """Filled in from the model's settings before the request is sent."""
     prefill: str = ""
     """Text with which the answer begins; the model continues it."""

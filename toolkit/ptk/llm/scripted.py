@@ -17,14 +17,23 @@ from ptk.params import UNKEYED
 __all__ = ["ScriptedBackend", "ScriptedSettings", "backend"]
 
 _TRAITS = ("patient", "busy", "curious", "careful", "practical", "playful", "sceptical", "methodical")
-_WISHES = ("short direct answers", "worked examples", "plain steps in order", "reasons before advice", "a warm tone", "several options")
+_WISHES = (
+    "short direct answers",
+    "worked examples",
+    "plain steps in order",
+    "reasons before advice",
+    "a warm tone",
+    "several options",
+)
 
 
 class ScriptedSettings(ModelSettings):
     """Settings of the scripted backend."""
 
     backend: Literal["scripted"]
-    model: Literal["persona", "echo"] = Field("persona", description="persona: a made-up persona; echo: the question's last line.")
+    model: Literal["persona", "echo"] = Field(
+        "persona", description="persona: a made-up persona; echo: the question's last line."
+    )
     unparsable: float = Field(0.0, ge=0.0, le=1.0, description="Share of answers that are no persona.")
     seconds: Annotated[float, UNKEYED] = Field(0.0, ge=0.0, description="How long an answer takes.")
 

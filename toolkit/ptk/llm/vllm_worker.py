@@ -128,7 +128,11 @@ class Worker:
             "cached_tokens": output.num_cached_tokens or 0,
         }
         if completion.finish_reason not in ("stop", "length"):
-            answer |= {"text": "", "finish_reason": "error", "error": f"refused: the engine gave up ({completion.finish_reason})"}
+            answer |= {
+                "text": "",
+                "finish_reason": "error",
+                "error": f"refused: the engine gave up ({completion.finish_reason})",
+            }
         self.send(answer)
 
 

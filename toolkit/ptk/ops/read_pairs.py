@@ -14,13 +14,14 @@ import orjson
 import polars as pl
 from pydantic import Field
 
+from ptk.errors import UnreadableFile
 from ptk.operator import DETAIL, RAW, REJECT, Source, reader
 from ptk.params import Params, SourceFiles
 from ptk_catalog.digest import row_id
 
 __all__ = ["ReadPairs", "read_pairs"]
 
-_TURNS = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+_TURNS: pl.DataType = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 _ROLES = ("system", "user", "assistant")
 _FIELDS = ("prompt", "chosen", "rejected")
 _LOOKED_AT = 1_000
@@ -51,7 +52,7 @@ class ReadPairs(Params):
 def read_pairs(params: ReadPairs) -> Source:
     """Read preference pairs from JSONL, CSV or Parquet files; malformed records are rejected with file and line."""
     extra = _further_columns(params)
-    columns = pl.Schema({"pair_id": pl.String, "item_id": pl.String, **{name: _TURNS for name in _FIELDS}, **extra})
+    columns = pl.Schema({"pair_id": pl.String(), "item_id": pl.String(), **dict.fromkeys(_FIELDS, _TURNS), **extra})
     return Source(
         columns=columns,
         key="pair_id",
@@ -80,7 +81,11 @@ def _further_columns(params: ReadPairs) -> dict[str, pl.DataType]:
                 raise ValueError(f"no record of {params.path.paths[0].name} has a field '{name}'; they have {', '.join(found)}")
     taken = {getattr(params.fields, name) for name in _FIELDS}
     reserved = {"pair_id", "item_id", *_FIELDS} | ({"source"} if params.source is not None else set())
-    names = [name for name in found if name not in taken | reserved and not name.startswith("_")] if params.keep == "all" else params.keep
+    names = (
+        [name for name in found if name not in taken | reserved and not name.startswith("_")]
+        if params.keep == "all"
+        else params.keep
+    )
     columns = {name: _type_of([record.get(name) for record in looked_at]) for name in names}
     if params.source is not None:
         columns["source"] = pl.String()
@@ -104,13 +109,13 @@ def _type_of(values: Iterable[Any]) -> pl.DataType:
 
 def _batches(params: ReadPairs, extra: Mapping[str, pl.DataType]) -> Iterator[pl.DataFrame]:
     schema = {
-        **{name: _TURNS for name in _FIELDS},
+        **dict.fromkeys(_FIELDS, _TURNS),
         **extra,
-        REJECT: pl.String,
-        DETAIL: pl.String,
-        RAW: pl.String,
-        "_file": pl.String,
-        "_line": pl.Int64,
+        REJECT: pl.String(),
+        DETAIL: pl.String(),
+        RAW: pl.String(),
+        "_file": pl.String(),
+        "_line": pl.Int64(),
     }
     rows: list[dict[str, Any]] = []
     for path in params.path.paths:
@@ -127,7 +132,7 @@ def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
     """Add pair_id, and item_id, which stays the same when the preference flips."""
     sides = {name: row_id({name: _TURNS}) for name in ("chosen", "rejected")}
     return (
-        frame.with_columns(pair_id=row_id({name: _TURNS for name in _FIELDS}), **{f"_{name}": side for name, side in sides.items()})
+        frame.with_columns(pair_id=row_id(dict.fromkeys(_FIELDS, _TURNS)), **{f"_{name}": side for name, side in sides.items()})
         .with_columns(_low=pl.min_horizontal("_chosen", "_rejected"), _high=pl.max_horizontal("_chosen", "_rejected"))
         .with_columns(item_id=row_id({"prompt": _TURNS, "_low": pl.String(), "_high": pl.String()}))
         .drop("_chosen", "_rejected", "_low", "_high")
@@ -144,18 +149,22 @@ def _row(record: Any, raw: str, params: ReadPairs, extra: Mapping[str, pl.DataTy
         for name in _FIELDS:
             field = getattr(params.fields, name)
             if field not in record:
-                raise _Malformed("missing_field", f"field '{field}' is missing")
+                raise _MalformedError("missing_field", f"field '{field}' is missing")
             row[name] = _turns(record[field], field, "user" if name == "prompt" else "assistant")
         if row["prompt"][-1]["role"] != "user":
-            raise _Malformed("wrong_roles", f"the last turn of '{params.fields.prompt}' is the {row['prompt'][-1]['role']}'s, not the user's")
+            raise _MalformedError(
+                "wrong_roles", f"the last turn of '{params.fields.prompt}' is the {row['prompt'][-1]['role']}'s, not the user's"
+            )
         for name, dtype in extra.items():
-            row[name] = params.source if name == "source" and params.source is not None else _fitting(record.get(name), dtype, name)
-    except _Malformed as problem:
+            row[name] = (
+                params.source if name == "source" and params.source is not None else _fitting(record.get(name), dtype, name)
+            )
+    except _MalformedError as problem:
         return {REJECT: problem.reason, DETAIL: problem.detail, RAW: raw}
     return row
 
 
-class _Malformed(Exception):
+class _MalformedError(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason, self.detail = reason, detail
@@ -168,12 +177,12 @@ def _turns(value: Any, field: str, role: str) -> list[dict[str, str]]:
         turns = []
         for turn in value:
             if not isinstance(turn, dict) or not isinstance(turn.get("content"), str) or turn.get("role") not in _ROLES:
-                raise _Malformed("wrong_type", f"field '{field}': a turn is {{role: {' | '.join(_ROLES)}, content: text}}")
+                raise _MalformedError("wrong_type", f"field '{field}': a turn is {{role: {' | '.join(_ROLES)}, content: text}}")
             turns.append({"role": turn["role"], "content": turn["content"]})
     else:
-        raise _Malformed("wrong_type", f"field '{field}' is {_kind(value)}, not text or a list of turns")
+        raise _MalformedError("wrong_type", f"field '{field}' is {_kind(value)}, not text or a list of turns")
     if not turns or any(not turn["content"].strip() for turn in turns):
-        raise _Malformed("empty_text", f"field '{field}' is empty")
+        raise _MalformedError("empty_text", f"field '{field}' is empty")
     return turns
 
 
@@ -194,7 +203,7 @@ def _fitting(value: Any, dtype: pl.DataType, name: str) -> Any:
             return float(value)
     elif isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63:
         return value
-    raise _Malformed("wrong_type", f"field '{name}' is {_kind(value)}; in the first {_LOOKED_AT:,} records it is {dtype}")
+    raise _MalformedError("wrong_type", f"field '{name}' is {_kind(value)}; in the first {_LOOKED_AT:,} records it is {dtype}")
 
 
 def _kind(value: Any) -> str:
@@ -221,13 +230,13 @@ def _records(path: Path) -> Iterator[tuple[int, Any, str]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
+def _opened(path: Path) -> Iterator[Any]:
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
             yield file
     except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path}: not a whole gzip file: {error}") from error
+        raise UnreadableFile(f"{path}: not a whole gzip file: {error}; fetch it again") from error
 
 
 def _json_records(path: Path) -> Iterator[tuple[int, Any, str]]:
@@ -258,7 +267,7 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, Any, str]]:
         rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline=""), delimiter=delimiter)
         header = next(rows, [])
         if len(set(header)) < len(header):
-            raise ValueError(f"{path}: the header names a column twice: {', '.join(header)}")
+            raise UnreadableFile(f"{path}: the header names a column twice: {', '.join(header)}")
         while True:
             line = rows.line_num + 1
             try:
@@ -285,4 +294,4 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, Any, str]]:
                 number += 1
                 yield number, record, orjson.dumps(record, default=str).decode()
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from error
+        raise UnreadableFile(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from error
