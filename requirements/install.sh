@@ -63,9 +63,9 @@ install_torch() {
     return
   fi
   if grep -q "No matching distribution found for torch" "$errors"; then
-    say "the package registry has no $torch; asking $torch_index"
+    say "the package registry did not give $torch; asking $torch_index"
     if ! pip install -qq --no-deps --index-url "$torch_index" "$torch"; then
-      echo "error: $torch is in neither place. The package registry's answer was:" >&2
+      echo "error: neither gave $torch. The package registry said:" >&2
       cat "$errors" >&2
       return 1
     fi

@@ -25,6 +25,7 @@ __all__ = [
     "SourceFiles",
     "Unkeyed",
     "canonical",
+    "existing_file",
     "marked_fields",
     "suggestion",
 ]
@@ -134,6 +135,14 @@ class SourceFiles(PathSetting):
 
     def canonical(self) -> list[str]:
         return [sha256_of_file(path) for path in self.paths]
+
+
+def existing_file(text: str, root: Path) -> Path:
+    """Return the path that `text` names relative to `root`. Raises ValueError, with a near name, where no file is there."""
+    path = root / Path(text).expanduser()
+    if not path.is_file():
+        raise ValueError(f"no such file: '{text}' (looked for {path}){_near_file(path)}")
+    return path
 
 
 def _near_file(path: Path) -> str:

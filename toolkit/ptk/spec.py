@@ -129,8 +129,7 @@ class _Checker:
         steps = {name: self._step(name, value, set(models)) for name, value in self._mappings(data, "steps")}
         good_steps = {name: step for name, step in steps.items() if step is not None}
         self._check_references(steps, good_steps)
-        if file is not None:
-            self._check_outputs(file, set(steps))
+        self._check_outputs(data, set(steps))
         if self.violations or file is None:
             raise SpecError(self.violations)
         return Spec(
@@ -298,24 +297,21 @@ class _Checker:
             place(name)
         return ordered
 
-    def _check_outputs(self, file: SpecFile, steps: set[str]) -> None:
-        if not _ENTRY.match(file.name):
-            self._complain(("name",), f"'{file.name}' is no name: lower-case letters, digits, '.', '_', '-' and '/'")
-        for entry, output in file.outputs.items():
+    def _check_outputs(self, data: Any, steps: set[str]) -> None:
+        if isinstance(name := data.get("name"), str) and not _ENTRY.match(name):
+            self._complain(("name",), f"'{name}' is no name: lower-case letters, digits, '.', '_', '-' and '/'")
+        for entry, output in (data.get("outputs") or {}).items() if isinstance(data.get("outputs"), dict) else ():
+            place = ("outputs", entry)
             if not _ENTRY.match(entry) or ".." in entry:
-                self._complain(
-                    ("outputs", entry),
-                    "an entry's name is lower-case letters, digits, '.', '_' and '-', in parts joined by '/'",
-                )
-            if output.from_ not in steps:
-                self._complain(
-                    ("outputs", entry, "from"), f"there is no step '{output.from_}'{suggestion(output.from_, steps)}"
-                )
-            for index, tag in enumerate(output.tags):
-                if not _TAG.match(tag) or _VERSION_LIKE.match(tag):
-                    self._complain(
-                        ("outputs", entry, "tags", index), f"'{tag}' is no tag: a lower-case word that does not look like v1"
-                    )
+                self._complain(place, "an entry's name is lower-case letters, digits, '.', '_' and '-', in parts joined by '/'")
+            if not isinstance(output, dict):
+                continue
+            source, tags = output.get("from"), output.get("tags")
+            if isinstance(source, str) and source not in steps:
+                self._complain((*place, "from"), f"there is no step '{source}'{suggestion(source, steps)}")
+            for index, tag in enumerate(tags if isinstance(tags, list) else ()):
+                if isinstance(tag, str) and (not _TAG.match(tag) or _VERSION_LIKE.match(tag)):
+                    self._complain((*place, "tags", index), f"'{tag}' is no tag: a lower-case word that does not look like v1")
 
 
 def uses_model(step: Step) -> str | None:

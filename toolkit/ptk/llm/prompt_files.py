@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, ValidationError
 
 from ptk.errors import SpecError
-from ptk.params import Params, PathSetting
+from ptk.params import Params, PathSetting, existing_file
 from ptk.yamlfile import Document, read_yaml
 
 __all__ = ["Exemplar", "ExemplarFile", "PromptFile", "as_text"]
@@ -78,8 +78,7 @@ class PromptFile(PathSetting):
                     f"no prompt '{text}' ships with ptk; there is {', '.join(names)}, or write the path of a .yaml file"
                 )
             return cls.shipped(text)
-        path = root / text
-        content, document = _read(path, _PromptText)
+        content, document = _read(existing_file(text, root), _PromptText)
         for name in ("user", "answer"):
             try:
                 _template(getattr(content, name))
@@ -106,7 +105,7 @@ class ExemplarFile(PathSetting):
 
     @classmethod
     def from_text(cls, text: str, root: Path) -> ExemplarFile:
-        return cls(text, _read(root / text, _ExemplarTexts)[0].exemplars)
+        return cls(text, _read(existing_file(text, root), _ExemplarTexts)[0].exemplars)
 
     @cached_property
     def _digest(self) -> str:

@@ -23,7 +23,7 @@ from ptk.llm.request import Message
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
-__all__ = ["engine_arguments", "main"]
+__all__ = ["main"]
 
 PARENT_CHECK_S = 1.0
 
@@ -96,6 +96,7 @@ class Worker:
     def begin(self, request: dict[str, Any]) -> None:
         """Give a request to the engine, or answer at once that it can't be answered."""
         from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
 
         tokens: list[int] = []
         try:
@@ -108,7 +109,7 @@ class Worker:
             if len(tokens) + room > self.window:
                 raise Refused(f"prompt_too_long: {len(tokens)} prompt tokens + {room} answer tokens > {self.window}")
             parameters = sampling_parameters(request["sampling"], request["constraint"])
-            self.engine.add_request(str(request["id"]), {"prompt_token_ids": tokens}, parameters)
+            self.engine.add_request(str(request["id"]), tokens_input(tokens), parameters)
         except Refused as refusal:
             self.refuse(request, tokens, str(refusal))
         except (ChatTemplateError, ValueError, VLLMClientError) as error:

@@ -148,8 +148,8 @@ def _row(record: Any, raw: str, params: ReadPairs, extra: Mapping[str, pl.DataTy
     try:
         for name in _FIELDS:
             field = getattr(params.fields, name)
-            if field not in record:
-                raise _MalformedError("missing_field", f"field '{field}' is missing")
+            if record.get(field) is None:
+                raise _MalformedError("missing_field", f"field '{field}' is {'null' if field in record else 'missing'}")
             row[name] = _turns(record[field], field, "user" if name == "prompt" else "assistant")
         if row["prompt"][-1]["role"] != "user":
             raise _MalformedError(
