@@ -16,7 +16,7 @@ import polars as pl
 
 from ptk_catalog.dataset import Dataset
 from ptk_catalog.digest import column_sums, encode, rows_digest, type_name
-from ptk_catalog.errors import BadData, Damaged, NewerFormat, NotFound
+from ptk_catalog.errors import BadData, CatalogError, Damaged, NewerFormat, NotFound
 from ptk_catalog.manifest import Base, ColumnInfo, Group, Manifest, Part, read_manifest
 from ptk_catalog.parts import cut, scan, write_parts
 from ptk_catalog.references import check_entry, check_tag, parse_reference
@@ -30,6 +30,8 @@ Data = pl.DataFrame | pl.LazyFrame | str | Path | Sequence[str | Path]
 
 _FORMAT = 1
 _MARKER = "catalog.json"
+_REGISTRY = "registry.sqlite"
+_RESERVED = frozenset({"_keep", "_kept", "_here", "_text", "_times", "_ptk_key_text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class Catalog:
 
     def commit_all(self, commits: Sequence[Commit]) -> list[Version]:
         """Make several versions, all or none: their files are written first, and one transaction registers them."""
+        self._registry.check_writable()
         prepared = [self._prepare(commit) for commit in commits]
         registered = self._registry.commit([new for new, _ in prepared])
         return [self._version(row, created=fresh) for row, fresh in registered]
@@ -168,7 +171,10 @@ class Catalog:
             )
 
     def _version(self, row: VersionRow, *, created: bool = False) -> Version:
-        manifest = read_manifest(self.storage.read(row.manifest), self.storage.path(row.manifest))
+        content = self.storage.read(row.manifest)
+        manifest = read_manifest(content, self.storage.path(row.manifest))
+        if hashlib.sha256(content).hexdigest() != Path(row.manifest).stem:
+            raise Damaged(f"{self.storage.path(row.manifest)} was changed; restore it from a copy of the catalog")
         if (manifest.entry, manifest.digest) != (row.entry, row.digest):
             raise Damaged(f"{self.storage.path(row.manifest)} is not the manifest of {row.entry}@v{row.number}")
         tags = tuple(tag for tag, number in self._registry.tags(row.entry).items() if number == row.number)
@@ -179,9 +185,16 @@ class Catalog:
         for tag in commit.tags:
             check_tag(tag)
         frame = _as_frame(commit.data)
-        manifest = (
-            self._plain(commit, frame) if commit.base is None else self._augmented(commit, frame, self.version(commit.base))
-        )
+        if commit.base is None:
+            manifest = self._plain(commit, frame)
+        else:
+            # It is read several times, and must be the same each time: a query is run once.
+            aside = self.storage.aside()
+            try:
+                frame.sink_parquet(aside)
+                manifest = self._augmented(commit, pl.scan_parquet(aside), self.version(commit.base))
+            finally:
+                aside.unlink(missing_ok=True)
         content = manifest.as_bytes()
         digest = hashlib.sha256(content).hexdigest()
         relative = f"manifests/{digest[:2]}/{digest}.json"
@@ -205,8 +218,7 @@ class Catalog:
         for name in key:
             if name not in columns:
                 raise BadData(f"{commit.entry}: there is no column '{name}' to be the key; there is {', '.join(columns)}")
-        for dtype in columns.values():
-            type_name(dtype)
+        _check_columns(commit.entry, columns)
         parts = write_parts(self.storage, cut(frame))
         stored = scan(self.storage, parts)
         _check_key(commit.entry, stored, key)
@@ -228,14 +240,18 @@ class Catalog:
             if name not in columns:
                 raise BadData(f"{commit.entry}: the data lacks '{name}', the key of {base.reference}")
         added = {name: dtype for name, dtype in columns.items() if name not in key}
-        for dtype in added.values():
-            type_name(dtype)
-        _check_key(commit.entry, frame, key)
+        _check_columns(commit.entry, columns)
         whole = Dataset(base.with_manifest(old.model_copy(update={"mask": None})), self.storage).scan().select(key)
         if old.mask is None:
             keys = whole.with_columns(_kept=pl.lit(True))
         else:
             keys = pl.concat([whole, scan(self.storage, old.mask).select(pl.col("_keep").alias("_kept"))], how="horizontal")
+        for name, dtype in whole.collect_schema().items():
+            if columns[name] != dtype:
+                raise BadData(
+                    f"{commit.entry}: the key '{name}' is {type_name(columns[name])}, but {type_name(dtype)} in {base.reference}; cast it"
+                )
+        _check_key(commit.entry, frame, key)
         strangers = (
             frame.select(key).join(keys.filter(pl.col("_kept")), on=list(key), how="anti").head(3).collect(engine="streaming")
         )
@@ -312,13 +328,24 @@ def open(place: str | Path, *, registry: str | None = None, create: bool = True)
             raise NewerFormat(
                 f"{storage.root} has format {written}; this package reads up to {_FORMAT}: upgrade preference-toolkit"
             )
-    elif not create:
+        if registry is None and not storage.exists(_REGISTRY):
+            raise Damaged(f"{storage.path(_REGISTRY)} is missing; restore it from a copy of the catalog")
+        return Catalog(storage, _registry_of(storage, registry))
+    if not create:
         raise NotFound(f"there is no catalog in {storage.root}")
-    else:
+    try:
+        if storage.is_local:
+            Path(storage.root).mkdir(parents=True, exist_ok=True)
+        opened = Catalog(storage, _registry_of(storage, registry))
+        # The marker comes last: a catalog that has one has its registry.
         storage.write(_MARKER, orjson.dumps({"format": _FORMAT, "kind": "ptk catalog"}))
-    if registry is not None:
-        return Catalog(storage, Registry(registry))
-    return Catalog(storage, Registry.in_file(Path(storage.root, "registry.sqlite")))
+    except OSError as error:
+        raise CatalogError(f"can't make a catalog in {storage.root}: {error.strerror or error}") from error
+    return opened
+
+
+def _registry_of(storage: Storage, url: str | None) -> Registry:
+    return Registry(url) if url is not None else Registry.in_file(Path(storage.path(_REGISTRY)))
 
 
 def _as_frame(data: Data) -> pl.LazyFrame:
@@ -329,6 +356,13 @@ def _as_frame(data: Data) -> pl.LazyFrame:
     if isinstance(data, (str, Path)):
         return pl.scan_parquet(data)
     return pl.scan_parquet([Path(path) for path in data])
+
+
+def _check_columns(entry: str, columns: Mapping[str, pl.DataType]) -> None:
+    for name, dtype in columns.items():
+        type_name(dtype)
+        if name in _RESERVED:
+            raise BadData(f"{entry}: a column can't be called '{name}', which the catalog uses itself; rename it")
 
 
 def _check_key(entry: str, frame: pl.LazyFrame, key: Iterable[str]) -> None:

@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 import polars as pl
-import polars_hash
+from polars_hash import CryptographicHashingNameSpace, NonCryptographicHashingNameSpace
 
 from ptk_catalog.errors import BadData
 
 __all__ = ["column_sums", "encode", "row_id", "rows_digest", "type_name"]
 
-_LANE = 1 << 32
+_KEY_TEXT = "_ptk_key_text"
+_NAN = 0x7FF8000000000000
+_NANOSECONDS = {"ns": 1, "us": 1_000, "ms": 1_000_000}
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def type_name(dtype: pl.DataType) -> str:
@@ -37,12 +41,13 @@ def type_name(dtype: pl.DataType) -> str:
         return f"decimal[{dtype.scale}]"
     if isinstance(dtype, (pl.Categorical, pl.Enum)):
         return "string"
-    if isinstance(dtype, (pl.List, pl.Array)):
+    if isinstance(dtype, pl.List):
         return f"list<{type_name(_inner(dtype))}>"
+    if isinstance(dtype, pl.Array):
+        return f"array<{type_name(_inner(dtype))},{dtype.size}>"
     if isinstance(dtype, pl.Struct):
-        return (
-            f"struct<{','.join(f'{field.name}:{type_name(_of(field.dtype))}' for field in sorted(dtype.fields, key=_by_name))}>"
-        )
+        fields = sorted(dtype.fields, key=_by_name)
+        return f"struct<{','.join(f'{_field_name(field.name)}:{type_name(_of(field.dtype))}' for field in fields)}>"
     raise BadData(f"a column of type {dtype} can't be stored in a catalog; cast it first")
 
 
@@ -79,8 +84,10 @@ def _encode_present(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if dtype.is_integer():
         return pl.concat_str(pl.lit("i"), value.cast(pl.String), pl.lit(";"))
     if dtype.is_float():
-        # + 0.0 makes -0.0 and 0.0 one; fill_nan makes every NaN the same; the bits don't depend on how a float is printed.
-        bits = (value.cast(pl.Float64) + 0.0).fill_nan(float("nan")).reinterpret(dtype=pl.UInt64)
+        # The bits don't depend on how a float is printed. Not `+ 0.0` for the zeros: the optimiser may take it away.
+        wide = value.cast(pl.Float64)
+        bits = wide.reinterpret(dtype=pl.UInt64)
+        bits = pl.when(wide == 0.0).then(pl.lit(0, pl.UInt64)).when(wide.is_nan()).then(pl.lit(_NAN, pl.UInt64)).otherwise(bits)
         return pl.concat_str(pl.lit("d"), bits.cast(pl.String), pl.lit(";"))
     if dtype == pl.String:
         return pl.concat_str(pl.lit("s"), value.str.len_bytes().cast(pl.String), pl.lit(":"), value)
@@ -90,10 +97,16 @@ def _encode_present(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
         return pl.concat_str(pl.lit("b"), value.bin.encode("hex"), pl.lit(";"))
     if dtype == pl.Date:
         return pl.concat_str(pl.lit("D"), value.cast(pl.Int32).cast(pl.String), pl.lit(";"))
-    if dtype == pl.Time or isinstance(dtype, (pl.Datetime, pl.Duration)):
-        return pl.concat_str(pl.lit("T"), value.cast(pl.Int64).cast(pl.String), pl.lit(";"))
+    if dtype == pl.Time:
+        return pl.concat_str(pl.lit("h"), value.cast(pl.Int64).cast(pl.String), pl.lit(";"))
+    if isinstance(dtype, pl.Datetime):
+        tag = "w" if dtype.time_zone is None else "z"
+        return pl.concat_str(pl.lit(tag), _nanoseconds(value, dtype.time_unit).cast(pl.String), pl.lit(";"))
+    if isinstance(dtype, pl.Duration):
+        return pl.concat_str(pl.lit("u"), _nanoseconds(value, dtype.time_unit).cast(pl.String), pl.lit(";"))
     if isinstance(dtype, pl.Decimal):
-        return pl.concat_str(pl.lit("m"), value.cast(pl.String), pl.lit(";"))
+        unscaled = value.reinterpret(dtype=pl.Int128)
+        return pl.concat_str(pl.lit("m"), unscaled.cast(pl.String), pl.lit(f"/{dtype.scale};"))
     if isinstance(dtype, pl.Array):
         return _encode_present(value.arr.to_list(), pl.List(_inner(dtype)))
     if isinstance(dtype, pl.List):
@@ -111,7 +124,7 @@ def _encode_present(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 def row_id(columns: Mapping[str, pl.DataType]) -> pl.Expr:
     """Return an id of the named columns' values, in the order given: 32 hexadecimal digits of BLAKE3 over their encodings."""
     text = pl.concat_str(*(encode(pl.col(name), dtype) for name, dtype in columns.items()))
-    digest: pl.Expr = polars_hash.HExpr._from_pyexpr(text._pyexpr).chash.blake3()
+    digest: pl.Expr = CryptographicHashingNameSpace(text).blake3()
     return digest.str.slice(0, 32)
 
 
@@ -119,14 +132,15 @@ def column_sums(frame: pl.LazyFrame, key: Sequence[str], columns: Sequence[str] 
     """Return for each column the sum modulo 2^128 of XXH3-128(key, value) over all rows, as 32 hexadecimal digits."""
     schema = frame.collect_schema()
     wanted = schema.names() if columns is None else list(columns)
-    keys = pl.concat_str(*(encode(pl.col(name), schema[name]) for name in key)).alias("_key_text")
+    keys = pl.concat_str(*(encode(pl.col(name), schema[name]) for name in key)).alias(_KEY_TEXT)
     lanes: list[pl.Expr] = []
     for name in wanted:
-        text = pl.concat_str(pl.col("_key_text"), encode(pl.col(name), schema[name]))
-        value = polars_hash.HExpr._from_pyexpr(text._pyexpr).nchash.xxh3_128()
+        text = pl.concat_str(pl.col(_KEY_TEXT), encode(pl.col(name), schema[name]))
+        value = NonCryptographicHashingNameSpace(text).xxh3_128(return_binary=True, byte_order="big")
         for lane in range(4):
-            shifted = value // pl.lit(_LANE**lane, dtype=pl.UInt128) % pl.lit(_LANE, dtype=pl.UInt128)
-            lanes.append(shifted.cast(pl.UInt64).sum().alias(f"{name}\0{lane}"))
+            # Four sums of 32-bit lanes: 64 bits hold them for 2^32 rows, where a sum of 128-bit numbers would overflow.
+            word = value.bin.slice(12 - 4 * lane, 4).bin.reinterpret(dtype=pl.UInt32, endianness="big")
+            lanes.append(word.cast(pl.UInt64).sum().alias(f"{name}\0{lane}"))
     sums = frame.with_columns(keys).select(lanes).collect(engine="streaming").row(0, named=True)
     totals = {name: sum(int(sums[f"{name}\0{lane}"]) << (32 * lane) for lane in range(4)) % (1 << 128) for name in wanted}
     return {name: f"{total:032x}" for name, total in totals.items()}
@@ -136,6 +150,15 @@ def rows_digest(key: Sequence[str], rows: int, types: Mapping[str, str], sums: M
     """Return `sha256:` and the digest of a set of rows: its key columns, how many they are, and each column's type and sum."""
     content = {"key": list(key), "rows": rows, "columns": [[name, types[name], sums[name]] for name in sorted(sums)]}
     return "sha256:" + hashlib.sha256(json.dumps(content, separators=(",", ":"), sort_keys=True).encode()).hexdigest()
+
+
+def _nanoseconds(value: pl.Expr, unit: str) -> pl.Expr:
+    # 128 bits: microseconds far from 1970 do not fit into 64 bits of nanoseconds.
+    return value.cast(pl.Int64).cast(pl.Int128) * _NANOSECONDS[unit]
+
+
+def _field_name(name: str) -> str:
+    return name if _PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False)
 
 
 def _by_name(field: pl.Field) -> str:

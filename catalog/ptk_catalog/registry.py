@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,9 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from ptk_catalog.errors import CatalogError, Conflict, NewerFormat, NotFound, TagExists
 
@@ -100,10 +105,22 @@ class Registry:
     @classmethod
     def in_file(cls, path: Path) -> Registry:
         """Open the SQLite registry at `path`; where the folder can't be written, for reading only."""
-        try:
+        if os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK)):
             return cls(f"sqlite:///{path}")
-        except OperationalError:
-            return cls(f"sqlite:///file:{path}?mode=ro&immutable=1&uri=true", read_only=True)
+        log = path.with_name(path.name + "-wal")
+        if log.exists() and log.stat().st_size:
+            # The last commits are only in the log, which SQLite does not read where it can't write beside it.
+            copy = Path(tempfile.mkdtemp(prefix="ptk-registry-"))
+            atexit.register(shutil.rmtree, copy, ignore_errors=True)
+            for file in (path, log):
+                shutil.copyfile(file, copy / file.name)
+            return cls(f"sqlite:///{copy / path.name}", read_only=True)
+        return cls(f"sqlite:///file:{quote(str(path))}?mode=ro&immutable=1&uri=true", read_only=True)
+
+    def check_writable(self) -> None:
+        """Raises CatalogError where the registry is open for reading only."""
+        if self._read_only:
+            raise CatalogError("this catalog can only be read: its folder can't be written")
 
     def _prepare_sqlite(self, connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy begins; see _begin_sqlite
@@ -134,8 +151,7 @@ class Registry:
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        if self._read_only:
-            raise CatalogError("this catalog can only be read: its folder can't be written")
+        self.check_writable()
         with self._engine.connect().execution_options(ptk_writes=True) as connection, connection.begin():
             yield connection
 

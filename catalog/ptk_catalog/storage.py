@@ -58,12 +58,10 @@ class Storage:
             with self._remote().open(self.path(relative), "wb") as file:
                 file.write(content)
             return
-        target = Path(self.path(relative))
         aside = self.aside()
         with aside.open("wb") as file:
             file.write(content)
         self.take_in(aside, relative)
-        assert target.exists()
 
     def aside(self) -> Path:
         """Return a path of a file that does not exist yet, for writing before `take_in`."""
@@ -72,15 +70,19 @@ class Storage:
         return folder / uuid.uuid4().hex
 
     def take_in(self, aside: Path, relative: str) -> None:
-        """Give a file written aside its name; where the name (a digest) is taken, the content is the same and nothing happens."""
-        if self.exists(relative):
-            aside.unlink()
-        elif self.is_local:
+        """Give a file written aside its name, even where that is taken: a name is a digest, so the content is the same.
+
+        Writing it again makes it young, so that no sweep of old files takes it from a running commit, and mends a damaged one.
+        """
+        if self.is_local:
             target = Path(self.path(relative))
             target.parent.mkdir(parents=True, exist_ok=True)
             _fsync(aside)
             aside.replace(target)
-            _fsync(target.parent)
+            for folder in target.parents:
+                _fsync(folder)
+                if folder == Path(self.root):
+                    break
         else:
             self._remote().put_file(str(aside), self.path(relative))
             aside.unlink()

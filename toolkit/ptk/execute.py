@@ -135,7 +135,7 @@ def run_plan(plan: Plan, work: WorkStore, open_catalog: Callable[[], Catalog], r
             summaries.append(StepSummary(node.name, node.step.operator.name, node.finished is not None, node.why, result))
     finally:
         sessions.close()
-    work.remember(plan.spec.name, {node.name: _memory(plan, node) for node in plan.nodes.values()})
+    work.remember(plan.memory, {node.name: _memory(plan, node) for node in plan.nodes.values()})
     versions: list[Version] = []
     catalog = None
     if plan.spec.outputs and plan.sample is None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+import orjson
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
 
 from ptk.files import sha256_of_file
@@ -27,6 +28,7 @@ __all__ = [
     "canonical",
     "existing_file",
     "marked_fields",
+    "problems",
     "suggestion",
 ]
 
@@ -89,6 +91,55 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; there is {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}" if names else ""
+
+
+def problems(model: type[Params], error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield where and what is wrong with settings of `model`, in words for the user."""
+    found = error.errors(include_url=False)
+    for problem in found:
+        place = problem["loc"]
+        inside = any(other["loc"][: len(place)] == place != other["loc"] for other in found)
+        if problem["type"] == "too_short" and inside:
+            continue  # items were left out because they are wrong themselves
+        yield _written_place(place), _plain_words(model, problem)
+
+
+def _written_place(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Return `location` without the names that pydantic gives to the members of a union, such as `tuple[str, ...]`."""
+    return tuple(part for part in location if isinstance(part, int) or "[" not in part)
+
+
+def _plain_words(model: type[Params], problem: Mapping[str, Any]) -> str:
+    kind, location, given = problem["type"], problem["loc"], problem.get("input")
+    name = str(location[-1]) if location else ""
+    if kind == "extra_forbidden":
+        return f"unknown option '{name}'{suggestion(name, _options(model, location[:-1]))}"
+    if kind == "missing":
+        return f"'{name}' is missing"
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    if kind == "too_short":
+        return "must not be empty"
+    shown = orjson.dumps(given, default=str).decode()
+    message = str(problem["msg"]).removeprefix("Input ").strip()
+    message = message[0].lower() + message[1:]
+    return f"{message}, not {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+
+def _options(model: type[Params], location: tuple[Any, ...]) -> list[str]:
+    """Return the options of the settings at `location`, which may lie in a sequence or a mapping of settings."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            inner = next((item for item in (field.annotation, *get_args(field.annotation)) if _is_settings(item)), None)
+            if inner is None:
+                return []
+            model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _is_settings(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Params)
 
 
 class PathSetting:

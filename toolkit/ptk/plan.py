@@ -57,12 +57,21 @@ class Plan:
     forced: frozenset[str]
     """Steps the user wants done again, and all that follow from them."""
 
+    @property
+    def memory(self) -> str:
+        """Name under which the work store remembers this plan's steps; runs on a sample are remembered apart."""
+        return _memory(self.spec, self.sample)
+
     def input(self, node: Node) -> Node:
         """Return the node whose rows `node` decides about."""
         return self.nodes[next(iter(node.step.inputs.values()))]
 
     def to_run(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.finished is None]
+
+
+def _memory(spec: Spec, sample: int | None) -> str:
+    return spec.name if sample is None else f"{spec.name}@{sample}"
 
 
 def make_plan(spec: Spec, work: WorkStore, *, sample: int | None = None, force: Collection[str] = ()) -> Plan:
@@ -87,7 +96,7 @@ class _Planner:
         self.nodes: dict[str, Node] = {}
         self.violations: list[Violation] = []
         self.models: dict[str, ResolvedModel | None] = {}
-        self.before = work.remembered(spec.name)
+        self.before = work.remembered(_memory(spec, sample))
         self.forced = set(force)
         for name in force:
             if name not in spec.steps:

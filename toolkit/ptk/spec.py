@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from ptk.errors import PtkError, SpecError, Violation
 from ptk.operator import LlmOperator, Operator, find_operator, operator_names
-from ptk.params import ModelName, Params, marked_fields, suggestion
+from ptk.params import ModelName, Params, marked_fields, problems, suggestion
 from ptk.yamlfile import Document, Location, read_yaml
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "Output", "Spec", "SpecFile", "Step", "backend_names", "find_backend", "load_spec", "uses_model"]
 
-_NAME = re.compile(r"^[a-z][a-z0-9_-]*$")
-_ENTRY = re.compile(r"^[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*$")
-_TAG = re.compile(r"^[a-z][a-z0-9._-]*$")
-_VERSION_LIKE = re.compile(r"^v[0-9]+$")
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_ENTRY = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
+_TAG = re.compile(r"[a-z][a-z0-9._-]*")
+_VERSION_LIKE = re.compile(r"v[0-9]+")
 _ENV = re.compile(r"\$\{env:([^}]*)\}")
 
 
@@ -120,6 +120,7 @@ class _Checker:
         self.document = document
         self.root = path.resolve().parent
         self.violations: list[Violation] = []
+        self.unset: set[Location] = set()
 
     def spec(self) -> Spec:
         data = self._expanded(self.document.data, ())
@@ -144,13 +145,14 @@ class _Checker:
         )
 
     def _complain(self, location: Location, what: str) -> None:
-        self.violations.append(self.document.violation(location, what))
+        if location not in self.unset:  # what a missing environment value leads to is no further mistake
+            self.violations.append(self.document.violation(location, what))
 
     def _mappings(self, data: Any, section: str) -> Iterator[tuple[str, dict[str, Any]]]:
         entries = data.get(section)
         if isinstance(entries, dict):
             for name, value in entries.items():
-                if not _NAME.match(name):
+                if not _NAME.fullmatch(name):
                     self._complain(
                         (section, name), "a name is lower-case letters, digits, '_' and '-', and begins with a letter"
                     )
@@ -170,18 +172,22 @@ class _Checker:
                     self._complain(
                         location, f"the environment has no variable '{name}'; set it, as in: {name or 'NAME'}=... ptk run ..."
                     )
+                    unset.append(name)
                 return os.environ.get(name, "")
 
-            return _ENV.sub(look_up, value)
+            unset: list[str] = []
+            expanded = _ENV.sub(look_up, value)
+            if unset:
+                self.unset.add(location)
+            return expanded
         return value
 
     def _validated(self, model: type[Params], data: Any, location: Location) -> Any:
         try:
             return model.model_validate_json(orjson.dumps(data), context={"root": self.root})
         except ValidationError as error:
-            for problem in error.errors(include_url=False):
-                place = (*location, *problem["loc"])
-                self._complain(place, _plain_words(model, problem))
+            for place, what in problems(model, error):
+                self._complain((*location, *place), what)
         except SpecError as error:
             self.violations.extend(error.violations)
         return None
@@ -298,11 +304,11 @@ class _Checker:
         return ordered
 
     def _check_outputs(self, data: Any, steps: set[str]) -> None:
-        if isinstance(name := data.get("name"), str) and not _ENTRY.match(name):
+        if isinstance(name := data.get("name"), str) and not _ENTRY.fullmatch(name):
             self._complain(("name",), f"'{name}' is no name: lower-case letters, digits, '.', '_', '-' and '/'")
         for entry, output in (data.get("outputs") or {}).items() if isinstance(data.get("outputs"), dict) else ():
             place = ("outputs", entry)
-            if not _ENTRY.match(entry) or ".." in entry:
+            if not _ENTRY.fullmatch(entry) or ".." in entry:
                 self._complain(place, "an entry's name is lower-case letters, digits, '.', '_' and '-', in parts joined by '/'")
             if not isinstance(output, dict):
                 continue
@@ -310,7 +316,7 @@ class _Checker:
             if isinstance(source, str) and source not in steps:
                 self._complain((*place, "from"), f"there is no step '{source}'{suggestion(source, steps)}")
             for index, tag in enumerate(tags if isinstance(tags, list) else ()):
-                if isinstance(tag, str) and (not _TAG.match(tag) or _VERSION_LIKE.match(tag)):
+                if isinstance(tag, str) and (not _TAG.fullmatch(tag) or _VERSION_LIKE.fullmatch(tag)):
                     self._complain((*place, "tags", index), f"'{tag}' is no tag: a lower-case word that does not look like v1")
 
 
@@ -321,28 +327,3 @@ def uses_model(step: Step) -> str | None:
             name: str = getattr(step.params, field)
             return name
     return None
-
-
-def _plain_words(model: type[Params], problem: Mapping[str, Any]) -> str:
-    kind, location, given = problem["type"], problem["loc"], problem.get("input")
-    name = str(location[-1]) if location else ""
-    if kind == "extra_forbidden":
-        return f"unknown option '{name}'{suggestion(name, _options(model, location[:-1]))}"
-    if kind == "missing":
-        return f"'{name}' is missing"
-    if kind == "value_error":
-        return str(problem["ctx"]["error"])
-    shown = orjson.dumps(given, default=str).decode()
-    message = str(problem["msg"]).removeprefix("Input ").strip()
-    message = message[0].lower() + message[1:]
-    return f"{message}, not {shown if len(shown) <= 60 else shown[:57] + '...'}"
-
-
-def _options(model: type[Params], location: tuple[Any, ...]) -> list[str]:
-    for part in location:
-        field = model.model_fields.get(str(part))
-        inner = field.annotation if field is not None else None
-        if not (isinstance(inner, type) and issubclass(inner, Params)):
-            return []
-        model = inner
-    return [field.alias or name for name, field in model.model_fields.items()]

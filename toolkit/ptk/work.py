@@ -168,6 +168,8 @@ class WorkStore:
             noted = orjson.loads(self._memory(spec_name).read_bytes())
         except (FileNotFoundError, orjson.JSONDecodeError):
             return {}
+        except OSError as error:
+            raise StoreError(f"can't read {self.root}: {error.strerror}") from error
         return noted if isinstance(noted, dict) else {}
 
     def _memory(self, spec_name: str) -> Path:

@@ -18,6 +18,7 @@ Location = tuple[str | int, ...]
 
 _MOST_BYTES = 4 << 20
 _MOST_VALUES = 200_000
+_DEEPEST = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class _Reader:
         self.violations: list[Violation] = []
         self._scalars = _Loader("")
         self._values = 0
+        self._depth = 0
 
     def value(self, node: yaml.Node, location: Location) -> Any:
         self._values += 1
@@ -125,17 +127,31 @@ class _Reader:
                     )
                 ]
             )
+        if self._depth == _DEEPEST:
+            what = f"more than {_DEEPEST} levels deep; does an alias stand inside what it names?"
+            raise SpecError([Violation(self.file, node.start_mark.line + 1, "", what)])
         self.lines.setdefault(location, node.start_mark.line + 1)
+        self._depth += 1
+        value = self._plain(node, location)
+        self._depth -= 1
+        return value
+
+    def _plain(self, node: yaml.Node, location: Location) -> Any:
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, location)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*location, index)) for index, item in enumerate(node.value)]
         try:
-            return self._scalars.construct_object(node)
+            value = self._scalars.construct_object(node)
+            if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+                raise ValueError("this whole number is too large: it has more than 64 bits")
+            if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise ValueError("half of a surrogate pair is no text")
         except (yaml.YAMLError, ValueError) as error:
             what = error.problem if isinstance(error, yaml.MarkedYAMLError) and error.problem else str(error)
             self.violations.append(Violation(self.file, node.start_mark.line + 1, _dotted(location), what))
             return None
+        return value
 
     def _mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -147,6 +163,10 @@ class _Reader:
                     inherited = self.value(source, location)
                     if isinstance(inherited, dict):
                         merged = {**inherited, **merged}
+                    else:
+                        self.violations.append(
+                            Violation(self.file, line, _dotted((*location, "<<")), "only a mapping can be merged")
+                        )
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
                 self.violations.append(Violation(self.file, line, _dotted(location), "a key must be plain text"))

@@ -31,8 +31,9 @@ def read(node: Node, folder: Path, sample: int | None, on_progress: Callable[[in
     rows, rejects = folder / "rows", folder / "rejects"
     rows.mkdir()
     rejects.mkdir()
-    seen = kept = malformed = 0
+    looked_at = seen = kept = malformed = 0
     for number, batch in enumerate(source.batches()):
+        looked_at += batch.height
         good = batch.filter(pl.col(REJECT).is_null()).select(source.columns.names())
         bad = batch.filter(pl.col(REJECT).is_not_null()).select(list(_REJECT_COLUMNS))
         if sample is not None:
@@ -46,8 +47,9 @@ def read(node: Node, folder: Path, sample: int | None, on_progress: Callable[[in
         on_progress(seen)
         if sample is not None and kept >= sample:
             break
-    if seen and malformed / seen > source.max_malformed:
-        raise TooManyMalformed(_malformed_message(node, rejects, malformed, seen))
+    # The share is of what was read: a sample takes few of the good rows of a batch, but meets all its malformed ones.
+    if looked_at and malformed / looked_at > source.max_malformed:
+        raise TooManyMalformed(_malformed_message(node, rejects, malformed, looked_at))
     if not any(rows.iterdir()):
         pl.DataFrame(schema=source.columns).write_parquet(rows / "part-00000.parquet")
     if not any(rejects.iterdir()):
@@ -101,7 +103,9 @@ def decide(node: Node, inputs: list[tuple[pl.LazyFrame, str]], folder: Path) -> 
     frames = [keyed(frame, key) for frame, key in inputs]
     decision = operator.function(*frames, node.step.params)
     if operator.scope != "rows":
-        decision = frames[0].select(KEY).join(decision, on=KEY, how="left", maintain_order="left")
+        joined = frames[0].select(KEY).join(decision, on=KEY, how="left", coalesce=False, maintain_order="left")
+        # The decision's own key: null where it forgot a row, which `settle` finds out.
+        decision = joined.drop(KEY).rename({f"{KEY}_right": KEY})
     part = folder / "decisions" / "part-00000.parquet"
     part.parent.mkdir()
     _with_marks(decision).sink_parquet(part, engine="streaming")
@@ -112,10 +116,12 @@ def settle(node: Node, about: tuple[pl.LazyFrame, str], folder: Path) -> Counts:
     """Check that the decisions in `folder` are about exactly the rows of `about`, in their order, and count them."""
     frame, key = about
     decisions = pl.scan_parquet(folder / "decisions" / "*.parquet")
-    rows, decided = (item.select(pl.len()).collect(engine="streaming").item() for item in (frame, decisions))
+    rows, decided = (
+        item.select(pl.col(name).count()).collect(engine="streaming").item() for item, name in ((frame, key), (decisions, KEY))
+    )
     same = rows == decided and bool(
         pl.concat([frame.select(key), decisions.select(KEY)], how="horizontal")
-        .select((pl.col(key) == pl.col(KEY)).all())
+        .select(pl.col(key).eq_missing(pl.col(KEY)).all())
         .collect(engine="streaming")
         .item()
     )

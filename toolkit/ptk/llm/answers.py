@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,9 +49,13 @@ class AnswerStore:
         return wanted.join(self._scan().select("key"), on="key", how="anti").collect(engine="streaming")["key"]
 
     def find(self, keys: pl.DataFrame) -> pl.DataFrame:
-        """Return `keys` with the columns of their stored answers beside, null where there is none, in the same order."""
+        """Return `keys` with the columns of their stored answers beside, null where there is none, in the same order.
+
+        Of several answers to one question, which only asking again on purpose gives, the newest counts.
+        """
         wanted = keys.lazy().select("key").unique()
-        found = self._scan().join(wanted, on="key", how="semi").collect(engine="streaming").unique("key", keep="any")
+        found = self._scan().join(wanted, on="key", how="semi", maintain_order="left").collect(engine="streaming")
+        found = found.unique("key", keep="last", maintain_order=True)
         return keys.join(found, on="key", how="left", maintain_order="left")
 
     def append(self, answers: Sequence[Answer]) -> None:
@@ -62,7 +67,7 @@ class AnswerStore:
             **{name: [getattr(answer, name) for answer in answers] for name in list(_SCHEMA)[1:]},
         }
         frame = pl.DataFrame(columns, schema=_SCHEMA)
-        name = uuid.uuid4().hex
+        name = f"{time.time_ns():020}-{uuid.uuid4().hex}"
         aside = self.folder / f"{name}.aside"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -76,16 +76,19 @@ class Asking:
         when the model stays out of reach; answers that came before that are stored.
         """
         started = time.monotonic()
+        asked: set[bytes] = set()
         for _ in range(self.operator.max_rounds):
             if not self._note_requests():
                 break
             keys = self._keys()
-            missing = keys["key"].unique() if again else self.store.missing(keys)
+            # What an earlier round asked is not asked again, whether it is in the store by now or was refused.
+            missing = set(keys["key"] if again else self.store.missing(keys)) - asked
+            asked |= missing
             self.tally.total = keys["key"].n_unique()
-            self.tally.answered_before = self.tally.total - missing.len() - self.tally.asked
+            self.tally.answered_before = self.tally.total - len(asked)
             self.on_progress(self.tally)
-            if missing.len():
-                self._ask(open_session(), set(missing.to_list()))
+            if missing:
+                self._ask(open_session(), missing)
                 self.tally.seconds = time.monotonic() - started
         yield from self._collected()
 
@@ -174,4 +177,6 @@ class Asking:
         answers = self._answers_by_batch()
         for batch in self.batches():
             decision = self.operator.collect(batch, next(answers), self.params)
-            yield batch.select(KEY).join(decision, on=KEY, how="left", maintain_order="left")
+            joined = batch.select(KEY).join(decision, on=KEY, how="left", coalesce=False, maintain_order="left")
+            # The decision's own key: null where it forgot a row, which is then found out.
+            yield joined.drop(KEY).rename({f"{KEY}_right": KEY})

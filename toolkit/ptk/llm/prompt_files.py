@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, ValidationError
 
 from ptk.errors import SpecError
-from ptk.params import Params, PathSetting, existing_file
+from ptk.params import Params, PathSetting, existing_file, problems
 from ptk.yamlfile import Document, read_yaml
 
 __all__ = ["Exemplar", "ExemplarFile", "PromptFile", "as_text"]
@@ -54,7 +54,7 @@ def _read(path: Path, model: type[Params]) -> tuple[Any, Document]:
     try:
         return model.model_validate_json(orjson.dumps(document.data)), document
     except ValidationError as error:
-        raise SpecError([document.violation(tuple(item["loc"]), item["msg"]) for item in error.errors()]) from None
+        raise SpecError([document.violation(place, what) for place, what in problems(model, error)]) from None
 
 
 @dataclass(frozen=True)
