@@ -62,7 +62,9 @@ def test_words_that_other_readers_take_for_booleans_stay_keys(tmp_path: Path) ->
 def test_every_value_has_the_line_where_it_stands(tmp_path: Path) -> None:
     document = read(tmp_path, "# a comment\na:\n  - x\n  - b: 1\n    c: {d: 2,\n        e: 3}\n")
     assert document.data == {"a": ["x", {"b": 1, "c": {"d": 2, "e": 3}}]}
-    assert {place: document.line(place) for place in [("a",), ("a", 0), ("a", 1, "b"), ("a", 1, "c", "d"), ("a", 1, "c", "e")]} == {
+    assert {
+        place: document.line(place) for place in [("a",), ("a", 0), ("a", 1, "b"), ("a", 1, "c", "d"), ("a", 1, "c", "e")]
+    } == {
         ("a",): 2,
         ("a", 0): 3,
         ("a", 1, "b"): 4,
@@ -148,4 +150,7 @@ def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
         read_yaml(tmp_path / "no.yaml", "no.yaml")
     with pytest.raises(SpecError) as folder:
         read_yaml(tmp_path, "here")
-    assert [str(missing.value), str(folder.value)] == ["no.yaml: no such file", "here: this is a folder; name a YAML file in it"]
+    assert [str(missing.value), str(folder.value)] == [
+        "no.yaml: no such file",
+        "here: this is a folder; name a YAML file in it",
+    ]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 __all__ = ["cache_folder", "sha256_of_file"]
+
+_SETTLED_NS = 2_000_000_000
+"""A file changed this shortly ago could change again within one tick of its file system's clock."""
 
 
 def cache_folder() -> Path:
@@ -36,7 +40,7 @@ def sha256_of_file(path: Path) -> str:
                 return str(row[0])
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if memory is not None:
+        if memory is not None and time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
             try:
                 with memory:
                     memory.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (str(path), stamp, digest))

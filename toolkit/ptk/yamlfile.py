@@ -137,6 +137,10 @@ class _Reader:
         return value
 
     def _plain(self, node: yaml.Node, location: Location) -> Any:
+        if isinstance(node, yaml.CollectionNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            what = f"could not determine a constructor for the tag '{node.tag}'"
+            self.violations.append(Violation(self.file, node.start_mark.line + 1, _dotted(location), what))
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, location)
         if isinstance(node, yaml.SequenceNode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -235,7 +236,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with opener(path, "rb") as file:
             yield file
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UnreadableFile(f"{path}: not a whole gzip file: {error}; fetch it again") from error
 
 
@@ -264,7 +265,7 @@ def _is_utf8(line: bytes) -> bool:
 def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, Any, str]]:
     csv.field_size_limit(1 << 30)
     with _opened(path) as file:
-        rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline=""), delimiter=delimiter)
+        rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""), delimiter=delimiter)
         header = next(rows, [])
         if len(set(header)) < len(header):
             raise UnreadableFile(f"{path}: the header names a column twice: {', '.join(header)}")
@@ -280,7 +281,10 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, Any, str]]:
             if not row:
                 continue
             text = delimiter.join(row)
-            if len(row) != len(header):
+            if any("\udc80" <= character <= "\udcff" for character in text):
+                raw = text.encode(errors="surrogateescape").decode(errors="replace")
+                yield line, _Unreadable("not_csv", "the row is not UTF-8"), raw
+            elif len(row) != len(header):
                 yield line, _Unreadable("not_csv", f"{len(row)} fields under a header of {len(header)}"), text
             else:
                 yield line, dict(zip(header, row, strict=True)), text
