@@ -39,7 +39,8 @@ outputs:
 def pairs(count: int) -> list[dict[str, Any]]:
     """Return `count` different well-formed records."""
     return [
-        {"prompt": f"Question {n}?", "chosen": f"A short answer {n}.", "rejected": f"A rather longer answer, number {n}."} for n in range(count)
+        {"prompt": f"Question {n}?", "chosen": f"A short answer {n}.", "rejected": f"A rather longer answer, number {n}."}
+        for n in range(count)
     ]
 
 

@@ -60,8 +60,10 @@ class Version:
 class Commit:
     """One version to be made.
 
-    Without `base`, `data` is all of it and `key` names the columns that identify a row. With `base` (a reference), `data` holds the
-    base's key and new or replaced columns; rows of the base that are not in `data` are left out of the new version.
+    Without `base`, `data` is all of it and `key` names the columns that identify a row; left out, it is the key of the entry's
+    newest version, or `pair_id`, or none: then rows are told apart by all their values, and no version can build on this one.
+    With `base` (a reference), `data` holds the base's key and new or replaced columns; rows of the base that are not in `data`
+    are left out of the new version.
     """
 
     entry: str
@@ -211,10 +213,8 @@ class Catalog:
         return new, manifest
 
     def _plain(self, commit: Commit, frame: pl.LazyFrame) -> Manifest:
-        if commit.key is None:
-            raise BadData(f"{commit.entry}: say which column identifies a row, as in commit(..., key='pair_id')")
-        key = (commit.key,) if isinstance(commit.key, str) else tuple(commit.key)
         columns = frame.collect_schema()
+        key = self._key(commit, columns)
         for name in key:
             if name not in columns:
                 raise BadData(f"{commit.entry}: there is no column '{name}' to be the key; there is {', '.join(columns)}")
@@ -227,10 +227,22 @@ class Catalog:
         rows = sum(part.rows for part in parts)
         return self._manifest(commit, key, rows, {name: type_name(dtype) for name, dtype in columns.items()}, sums, (group,))
 
+    def _key(self, commit: Commit, columns: pl.Schema) -> tuple[str, ...]:
+        """Return the key given, or that of the entry's newest version, or `pair_id` where there is one, or none."""
+        if commit.key is not None:
+            return (commit.key,) if isinstance(commit.key, str) else tuple(commit.key)
+        if versions := self._registry.versions(commit.entry):
+            return self._version(versions[0]).manifest.key
+        return ("pair_id",) if "pair_id" in columns else ()
+
     def _augmented(self, commit: Commit, frame: pl.LazyFrame, base: Version) -> Manifest:
         """Return the manifest of `base` with the columns of `frame` beside, sharing the base's files."""
         old = base.manifest
         key = old.key
+        if not key:
+            raise BadData(
+                f"{commit.entry}: the rows of {base.reference} have no key to build on; commit them with key=... first"
+            )
         if commit.key is not None and tuple([commit.key] if isinstance(commit.key, str) else commit.key) != key:
             raise BadData(
                 f"{commit.entry}: the key of {base.reference} is {', '.join(key)}; a version that builds on it has the same"
@@ -367,6 +379,8 @@ def _check_columns(entry: str, columns: Mapping[str, pl.DataType]) -> None:
 
 def _check_key(entry: str, frame: pl.LazyFrame, key: Iterable[str]) -> None:
     names = list(key)
+    if not names:
+        return
     nulls = frame.select(pl.any_horizontal(pl.col(names).is_null()).sum()).collect(engine="streaming").item()
     if nulls:
         raise BadData(f"{entry}: {nulls:,} rows have no key ({', '.join(names)})")

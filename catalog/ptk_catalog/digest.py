@@ -129,10 +129,13 @@ def row_id(columns: Mapping[str, pl.DataType]) -> pl.Expr:
 
 
 def column_sums(frame: pl.LazyFrame, key: Sequence[str], columns: Sequence[str] | None = None) -> dict[str, str]:
-    """Return for each column the sum modulo 2^128 of XXH3-128(key, value) over all rows, as 32 hexadecimal digits."""
+    """Return for each column the sum modulo 2^128 of XXH3-128(key, value) over all rows, as 32 hexadecimal digits.
+
+    Rows without a key are told apart by all their values, in the order of the columns' names.
+    """
     schema = frame.collect_schema()
     wanted = schema.names() if columns is None else list(columns)
-    keys = pl.concat_str(*(encode(pl.col(name), schema[name]) for name in key)).alias(_KEY_TEXT)
+    keys = pl.concat_str(*(encode(pl.col(name), schema[name]) for name in key or sorted(schema))).alias(_KEY_TEXT)
     lanes: list[pl.Expr] = []
     for name in wanted:
         text = pl.concat_str(pl.col(_KEY_TEXT), encode(pl.col(name), schema[name]))

@@ -36,7 +36,7 @@ def check_entry(entry: str) -> str:
 
 def check_tag(tag: str) -> str:
     """Return `tag`. Raises BadReference where it can't be a tag."""
-    if not _TAG.fullmatch(tag) or _NUMBER.fullmatch(tag):
+    if not _TAG.fullmatch(tag) or re.fullmatch("v[0-9]+", tag):
         raise BadReference(
             f"'{tag}' can't be a tag: lower-case letters, digits, '.', '_' and '-', a letter first, and not like v3"
         )

@@ -25,7 +25,7 @@ class Storage:
     def path(self, relative: str) -> str:
         """Return the full path or URL of `relative`. Raises CatalogError where it would leave the root."""
         parts = PurePosixPath(relative)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in relative or ":" in relative:
+        if not parts.parts or parts.is_absolute() or ".." in parts.parts or "\\" in relative or ":" in relative:
             raise CatalogError(f"'{relative}' leads out of the catalog {self.root}; its manifest was tampered with")
         return f"{self.root}/{parts}"
 

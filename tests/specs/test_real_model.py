@@ -43,7 +43,9 @@ outputs:
 
 def run(folder: Path, *arguments: str) -> dict[str, Any]:
     """Run a spec with --json and return the summary."""
-    done = subprocess.run([*PTK, "run", "spec.yaml", "--json", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*PTK, "run", "spec.yaml", "--json", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
@@ -124,7 +126,8 @@ def _memory(process: psutil.Popen) -> int:
 @pytest.mark.skipif(not PANDALM.exists(), reason="the corpus is not on this machine")
 def test_other_peoples_fields_are_mapped_and_bad_rows_are_counted(tmp_path: Path, ptk: Callable[..., Any]) -> None:
     spec = SPEC.replace("path: pairs.jsonl", f"path: {PANDALM}, max_malformed: 0.5, keep: [id]").replace(
-        "personas: {op: infer_personas, from: pairs", "few: {op: sample_rows, from: pairs, n: 12}\n  personas: {op: infer_personas, from: few"
+        "personas: {op: infer_personas, from: pairs",
+        "few: {op: sample_rows, from: pairs, n: 12}\n  personas: {op: infer_personas, from: few",
     )
     (tmp_path / "spec.yaml").write_text(spec)
     summary = run(tmp_path)

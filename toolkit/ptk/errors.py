@@ -6,8 +6,7 @@ PtkError                 anything ptk reports without a traceback; exit code 1
 ├── UnreadableFile       a data file that is damaged as a whole; exit code 3
 ├── TooManyMalformed     a source is mostly unreadable; exit code 3
 ├── BackendError         a model's engine or endpoint failed and stayed failed; exit code 1
-├── StoreError           the work store can't be read or written; exit code 1
-└── Interrupted          stopped by the user; what was finished is kept; exit code 130
+└── StoreError           the work store can't be read or written; exit code 1
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 
 __all__ = [
     "BackendError",
-    "Interrupted",
     "ModelNotFound",
     "PtkError",
     "SpecError",
@@ -81,9 +79,3 @@ class BackendError(PtkError):
 
 class StoreError(PtkError):
     """The work store can't be read or written."""
-
-
-class Interrupted(PtkError):
-    """The user stopped the run; finished work is kept."""
-
-    exit_code = 130

@@ -129,8 +129,9 @@ class _Checker:
         models = {name: self._model(name, value) for name, value in self._mappings(data, "models")}
         steps = {name: self._step(name, value, set(models)) for name, value in self._mappings(data, "steps")}
         good_steps = {name: step for name, step in steps.items() if step is not None}
-        self._check_references(steps, good_steps)
-        self._check_outputs(data, set(steps))
+        declared = set(data["steps"]) if isinstance(data.get("steps"), dict) else set()
+        self._check_references(declared, good_steps)
+        self._check_outputs(data, declared)
         if self.violations or file is None:
             raise SpecError(self.violations)
         return Spec(
@@ -262,13 +263,13 @@ class _Checker:
         self._complain(place, "`from` is a step's name, or a mapping of input names to steps' names")
         return {}
 
-    def _check_references(self, steps: Mapping[str, Step | None], good: Mapping[str, Step]) -> None:
+    def _check_references(self, declared: set[str], good: Mapping[str, Step]) -> None:
         for step in good.values():
             for source in step.inputs.values():
-                if source not in steps:
+                if source not in declared:
                     self._complain(
                         ("steps", step.name, "from"),
-                        f"there is no step '{source}'{suggestion(source, set(steps) - {step.name})}",
+                        f"there is no step '{source}'{suggestion(source, declared - {step.name})}",
                     )
         done: set[str] = set()
         for name in good:

@@ -18,7 +18,7 @@ def _shipped() -> Path:
 
 
 def lay_out(folder: Path) -> list[Path]:
-    """Copy the starter project to `folder` and return the files written. Raises PtkError where one would be overwritten."""
+    """Copy the starter project to `folder` and return the files written. Raises PtkError where one would be overwritten or can't be written."""
     shipped = _shipped()
     files = sorted(path for path in shipped.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     targets = {path: folder / "specs" / path.relative_to(shipped) for path in files}
@@ -26,8 +26,11 @@ def lay_out(folder: Path) -> list[Path]:
     for target in [*targets.values(), targets_ignore]:
         if target.exists():
             raise PtkError(f"{target} is there already; give a new or an empty folder")
-    for path, target in targets.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    targets_ignore.write_text(".ptk/\ncatalog/store/\n")
+    try:
+        for path, target in targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        targets_ignore.write_text(".ptk/\ncatalog/store/\n")
+    except OSError as error:
+        raise PtkError(f"can't write to {folder}: {error.strerror}") from error
     return [*targets.values(), targets_ignore]

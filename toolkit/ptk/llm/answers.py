@@ -11,6 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,5 +78,6 @@ class AnswerStore:
                 os.fsync(file.fileno())
             aside.replace(self.folder / f"{name}.parquet")
         except OSError as error:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
             raise StoreError(f"can't store answers in {self.folder}: {error.strerror}; make room and run again") from error

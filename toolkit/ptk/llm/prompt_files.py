@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, ValidationError
 
@@ -79,11 +80,17 @@ class PromptFile(PathSetting):
                 )
             return cls.shipped(text)
         content, document = _read(existing_file(text, root), _PromptText)
+        try:
+            re.compile(content.form)
+        except re.error as error:
+            raise SpecError([document.violation(("form",), f"not a regular expression: {error}")]) from None
         for name in ("user", "answer"):
             try:
-                _template(getattr(content, name))
-            except TemplateError as error:
+                _template(getattr(content, name)).render(dict.fromkeys(Exemplar.model_fields, "text"))
+            except TemplateSyntaxError as error:
                 raise SpecError([document.violation((name,), f"not a Jinja template: {error}")]) from None
+            except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+                raise SpecError([document.violation((name,), f"the template fails: {error}")]) from None
         return cls(text, content)
 
     def canonical(self) -> str:

@@ -265,8 +265,10 @@ def _is_utf8(line: bytes) -> bool:
 def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, Any, str]]:
     csv.field_size_limit(1 << 30)
     with _opened(path) as file:
-        rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""), delimiter=delimiter)
-        header = next(rows, [])
+        rows = csv.reader(
+            io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""), delimiter=delimiter
+        )
+        header = [_readable(name) for name in next(rows, [])]
         if len(set(header)) < len(header):
             raise UnreadableFile(f"{path}: the header names a column twice: {', '.join(header)}")
         while True:
@@ -281,13 +283,17 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, Any, str]]:
             if not row:
                 continue
             text = delimiter.join(row)
-            if any("\udc80" <= character <= "\udcff" for character in text):
-                raw = text.encode(errors="surrogateescape").decode(errors="replace")
-                yield line, _Unreadable("not_csv", "the row is not UTF-8"), raw
+            if (shown := _readable(text)) != text:
+                yield line, _Unreadable("not_csv", "the row is not UTF-8"), shown
             elif len(row) != len(header):
                 yield line, _Unreadable("not_csv", f"{len(row)} fields under a header of {len(header)}"), text
             else:
                 yield line, dict(zip(header, row, strict=True)), text
+
+
+def _readable(text: str) -> str:
+    """Return `text` with a replacement character for every byte that was not UTF-8."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[int, Any, str]]:
