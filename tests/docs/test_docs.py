@@ -155,10 +155,18 @@ def trimmed(text: str) -> str:
 
 
 def pattern(expected: str) -> re.Pattern[str]:
-    """Return what the shown output stands for: `...` alone on a line for any lines, within a line for any text of the line."""
+    """Return what the shown output stands for: `...` alone on a line for any lines, within a line for any text of the line.
+
+    Where `...` stands within a line, blanks may be fewer or more: what it stands for has another width.
+    """
     lines = []
     for line in trimmed(expected).splitlines():
-        lines.append(r"(?:.*\n)*?" if line.strip() == "..." else re.escape(line).replace(r"\.\.\.", ".*?") + r"\n")
+        if line.strip() == "...":
+            lines.append(r"(?:.*\n)*?")
+        elif "..." in line:
+            lines.append(re.sub(r"(?:\\ )+", " +", re.escape(line)).replace(r"\.\.\.", ".*?") + r"\n")
+        else:
+            lines.append(re.escape(line) + r"\n")
     return re.compile("".join(lines))
 
 

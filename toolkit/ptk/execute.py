@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from polars.exceptions import PolarsError
 
 from ptk.engines import polars as engine
+from ptk.errors import PtkError, StoreError
 from ptk.llm.answers import AnswerStore
 from ptk.llm.ask import Asking, Tally
 from ptk.operator import DETAIL, KEY, RAW, REJECT, FrameOperator, LlmOperator, Reader, Reshape
@@ -131,7 +133,7 @@ def run_plan(plan: Plan, work: WorkStore, open_catalog: Callable[[], Catalog], r
         for node in plan.nodes.values():
             result = node.finished
             if result is None:
-                result = _run_step(plan, node, work, sessions, reporter)
+                result = _run_step_or_say_why(plan, node, work, sessions, reporter)
             summaries.append(StepSummary(node.name, node.step.operator.name, node.finished is not None, node.why, result))
     finally:
         sessions.close()
@@ -143,6 +145,21 @@ def run_plan(plan: Plan, work: WorkStore, open_catalog: Callable[[], Catalog], r
         catalog = opened.root
         versions = _commit(plan, work, opened, {step.name: step for step in summaries})
     return RunSummary(plan.spec.name, summaries, versions, catalog, time.monotonic() - started)
+
+
+def _run_step_or_say_why(plan: Plan, node: Node, work: WorkStore, sessions: _Sessions, reporter: Reporter) -> StepResult:
+    try:
+        return _run_step(plan, node, work, sessions, reporter)
+    except PolarsError as error:
+        place = plan.spec.document.line(("steps", node.name))
+        reason = str(error).strip().split("\n")[0]
+        raise PtkError(
+            f"{plan.spec.document.file}:{place}: steps.{node.name}: {node.step.operator.name} failed: {reason}"
+        ) from error
+    except OSError as error:
+        raise StoreError(
+            f"step '{node.name}': {error.strerror or error} ({error.filename or work.root}); mend it and run again"
+        ) from error
 
 
 def _memory(plan: Plan, node: Node) -> dict[str, Any]:
