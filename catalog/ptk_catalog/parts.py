@@ -40,7 +40,7 @@ def cut(frame: pl.LazyFrame, sizes: Iterable[int] | None = None) -> Iterator[pl.
 
 
 def write_parts(storage: Storage, pieces: Iterable[pl.DataFrame]) -> tuple[Part, ...]:
-    """Write each piece as a part; a part that is there already is not written again."""
+    """Write each piece as a part; equal pieces are one file."""
     return tuple(_write_part(storage, piece) for piece in pieces)
 
 
@@ -74,4 +74,5 @@ def _statistics(piece: pl.DataFrame) -> dict[str, dict[str, Any]]:
 
 def scan(storage: Storage, parts: Iterable[Part]) -> pl.LazyFrame:
     """Return the rows of parts, lazily, in order."""
-    return pl.scan_parquet([storage.path(part.path) for part in parts])
+    # The folder's own name may hold `*` or `year=2026`: neither is a pattern here.
+    return pl.scan_parquet([storage.path(part.path) for part in parts], glob=False, hive_partitioning=False)

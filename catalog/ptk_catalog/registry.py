@@ -90,8 +90,8 @@ class VersionRow:
 class Registry:
     """Versions and tags of one catalog, in SQLite (WAL) or any database SQLAlchemy reaches."""
 
-    def __init__(self, url: str, *, read_only: bool = False) -> None:
-        self._sqlite = url.startswith("sqlite")
+    def __init__(self, url: str | sa.URL, *, read_only: bool = False) -> None:
+        self._sqlite = sa.make_url(url).get_backend_name() == "sqlite"
         options: dict[str, Any] = {"connect_args": {"timeout": 30}} if self._sqlite else {"isolation_level": "SERIALIZABLE"}
         self._engine = sa.create_engine(url, poolclass=sa.NullPool, **options)
         self._read_only = read_only
@@ -106,7 +106,7 @@ class Registry:
     def in_file(cls, path: Path) -> Registry:
         """Open the SQLite registry at `path`; where the folder can't be written, for reading only."""
         if os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK)):
-            return cls(f"sqlite:///{path}")
+            return cls(_sqlite_url(str(path)))
         log = path.with_name(path.name + "-wal")
         if log.exists() and log.stat().st_size:
             # The last commits are only in the log, which SQLite does not read where it can't write beside it.
@@ -114,8 +114,9 @@ class Registry:
             atexit.register(shutil.rmtree, copy, ignore_errors=True)
             for file in (path, log):
                 shutil.copyfile(file, copy / file.name)
-            return cls(f"sqlite:///{copy / path.name}", read_only=True)
-        return cls(f"sqlite:///file:{quote(str(path))}?mode=ro&immutable=1&uri=true", read_only=True)
+            return cls(_sqlite_url(str(copy / path.name)), read_only=True)
+        options = {"mode": "ro", "immutable": "1", "uri": "true"}
+        return cls(_sqlite_url(f"file:{quote(str(path))}", options), read_only=True)
 
     def check_writable(self) -> None:
         """Raises CatalogError where the registry is open for reading only."""
@@ -259,6 +260,10 @@ class Registry:
             if row.number == number:
                 return row
         raise NotFound(f"{entry} has no v{number}; its newest version is v{versions[0].number}")
+
+
+def _sqlite_url(database: str, options: dict[str, str] | None = None) -> sa.URL:
+    return sa.URL.create("sqlite", database=database, query=options or {})
 
 
 def _now() -> str:

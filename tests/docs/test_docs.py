@@ -213,7 +213,9 @@ def test_every_make_command_on_a_page_is_in_the_makefile() -> None:
 
 def test_the_readme_shows_a_run_of_the_quickstart() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.search(r"<!-- quickstart-output -->\n```text\n", text)
+    shown = re.search(r"<!-- quickstart-output -->\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert shown
+    assert re.search(r"^committed  quickstart/personas@v1 ", shown.group(1), re.MULTILINE)
 
 
 def section(heading: str) -> str:

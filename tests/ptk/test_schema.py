@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from ptk.cli import cli
 from ptk.operator import operator_names
 from ptk.schema import language_schema
+from ptk.spec import backend_names
 from ptk.yamlfile import read_yaml
 
 SPECS = Path(__file__).resolve().parents[2] / "specs"
@@ -45,8 +46,9 @@ def test_it_is_a_valid_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(language_schema())
 
 
-def test_every_operator_is_in_it(validator: jsonschema.Draft202012Validator) -> None:
-    assert {f"step.{name}" for name in operator_names()} <= set(validator.schema["$defs"])
+def test_every_operator_and_backend_is_in_it() -> None:
+    names = {f"step.{name}" for name in operator_names()} | {f"model.{name}" for name in backend_names()}
+    assert names <= set(language_schema()["$defs"])
 
 
 def test_every_reference_in_it_leads_somewhere() -> None:

@@ -135,8 +135,8 @@ def test_data_without_a_proper_key_is_refused(catalog: Catalog, data: pl.DataFra
 
 def test_a_key_left_out_is_that_of_the_newest_version_or_pair_id(catalog: Catalog) -> None:
     assert catalog.commit("a", pairs(3)).manifest.key == ("pair_id",)
-    catalog.commit("b", pairs(3), key=["pair_id", "score"])
-    assert catalog.commit("b", pairs(4)).manifest.key == ("pair_id", "score")
+    catalog.commit("b", pairs(3).with_columns(side=1), key=["pair_id", "side"])
+    assert catalog.commit("b", pairs(4).with_columns(side=1)).manifest.key == ("pair_id", "side")
 
 
 def test_rows_without_a_key_are_told_apart_by_all_their_values(catalog: Catalog) -> None:
@@ -326,6 +326,13 @@ def test_a_moved_catalog_still_opens(catalog: Catalog, tmp_path: Path) -> None:
     assert moved.commit("a", pairs(3), key="pair_id").number == 2
 
 
+@pytest.mark.parametrize("name", ["year=2026", "a[1]*", "50%20 é", "a;b,c", "what?#x"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    catalog = ptk_catalog.open(tmp_path / name)
+    catalog.commit("a", pairs(3), key="pair_id")
+    assert ptk_catalog.open(tmp_path / name, create=False).load("a").collect().equals(pairs(3))
+
+
 def test_no_file_of_a_catalog_names_the_folder_it_lies_in(catalog: Catalog, tmp_path: Path) -> None:
     catalog.commit("a", pairs(3), key="pair_id")
     for path in (tmp_path / "store").rglob("*"):
@@ -361,7 +368,7 @@ except ptk_catalog.CatalogError as error:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not write")
 @pytest.mark.parametrize("with_log", [False, True])
 def test_a_folder_that_can_only_be_read_opens_with_all_its_commits(tmp_path: Path, with_log: bool) -> None:
-    store = tmp_path / "store"
+    store = tmp_path / "50%20 é?"
     writer = ptk_catalog.open(store)
     for count in (1, 2):
         writer.commit("a", pairs(count), key="pair_id")

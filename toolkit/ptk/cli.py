@@ -217,7 +217,7 @@ def catalog_tag(reference: str, tag: str, move: bool, place: str, as_json: bool)
 def _planned(path: Path, work: Path, sample: int | None = None, force: tuple[str, ...] = ()) -> tuple[Plan, WorkStore]:
     from ptk.spec import load_spec
 
-    spec = load_spec(path)  # before Polars is imported: most mistakes are found here, at once
+    spec = load_spec(path)
     from ptk.plan import make_plan
     from ptk.work import WorkStore
 
