@@ -70,6 +70,7 @@ def ptk(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             capture_output=True,
             text=True,
             timeout=timeout,
+            check=False,
         )
 
     return run

@@ -30,7 +30,8 @@ def test_a_wheel_outside_the_checkout_lays_out_a_project_and_runs_it(tmp_path: P
     environment = {**os.environ, "PYTHONPATH": str(site)}
 
     def ptk(*arguments: str, folder: Path) -> str:
-        code = "import sys, ptk, ptk_catalog; assert ptk.__file__.startswith(sys.argv[1]), ptk.__file__; del sys.argv[1]; from ptk.cli import main; main()"
+        check = "import sys, ptk; assert ptk.__file__.startswith(sys.argv[1]), ptk.__file__; del sys.argv[1]"
+        code = f"{check}; from ptk.cli import main; main()"
         command = [sys.executable, "-c", code, str(site), *arguments]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_and_a_changed_pair_costs_its_own_two_requests(tmp_
     children = psutil.Process(killed.pid).children(recursive=True)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    gone, alive = psutil.wait_procs(children, timeout=15)
+    _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive, "the engine outlived the run"
     assert not (tmp_path / "catalog").exists()
     kept = stored_answers(tmp_path)

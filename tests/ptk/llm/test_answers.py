@@ -3,9 +3,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import threading
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -88,14 +88,27 @@ def test_a_full_disk_leaves_nothing_half_written_and_says_so(tmp_path: Path, mon
     store = AnswerStore(tmp_path, MODEL)
     store.append([answer(1)])
 
-    def full(self: Any, file: Any, **options: Any) -> None:
-        file.write(b"PAR1 and then")
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(pl.DataFrame, "write_parquet", full)
+        patched.setattr(os, "fsync", full)
         with pytest.raises(StoreError, match=r"can't store answers in .*: No space left on device; make room and run again"):
             store.append([answer(2)])
+    assert [path.suffix for path in store.folder.iterdir()] == [".parquet"]
+    assert texts(store, 1, 2) == ["Answer 1.", None]
+
+
+def test_a_segment_that_the_disk_takes_in_part_is_removed(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path, MODEL)
+    store.append([answer(1)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(StoreError, match=r"can't store answers in .*: File too large"):
+            store.append([answer(2)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.suffix for path in store.folder.iterdir()] == [".parquet"]
     assert texts(store, 1, 2) == ["Answer 1.", None]
 

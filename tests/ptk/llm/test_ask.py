@@ -160,11 +160,12 @@ def test_the_same_question_of_several_rows_is_asked_once(tmp_path: Path) -> None
 
 def test_asking_again_takes_the_new_answers(tmp_path: Path) -> None:
     answers(asking(tmp_path, ["a", "b"]), Session())
-    session = Session(rule=str.title)
-    work = asking(tmp_path, ["aa", "b"])
-    assert answers(work, Session(rule=lambda question: f"{question}!"), again=True) == ["aa!", "b!"]
-    assert answers(asking(tmp_path, ["aa", "b"]), session) == ["aa!", "b!"]
-    assert (session.asked, work.tally.asked, work.tally.answered_before) == ([], 2, 0)
+    work = asking(tmp_path, ["a", "b"])
+    assert answers(work, Session(rule=lambda question: f"{question}!"), again=True) == ["a!", "b!"]
+    assert (work.tally.asked, work.tally.answered_before) == (2, 0)
+    session = Session()
+    assert answers(asking(tmp_path, ["a", "b"]), session) == ["a!", "b!"]
+    assert session.asked == []
 
 
 def test_answers_that_came_before_a_failure_are_not_asked_again(tmp_path: Path) -> None:
@@ -297,3 +298,25 @@ def test_a_frame_of_no_rows_asks_nothing(tmp_path: Path) -> None:
     work = asking(tmp_path, [])
     assert list(work.run(session.open)) == []
     assert (session.opened, work.outstanding()) == (0, 0)
+
+
+def follow_up(frame: pl.DataFrame, answers: Answers, params: NoParams) -> Iterator[Request]:
+    """Ask about the text; once that is answered, about the answer alone."""
+    for row in frame.iter_rows(named=True):
+        first = answers.get((row[KEY], "first"))
+        if first is None:
+            yield request(row[KEY], "first", row["text"])
+        elif (row[KEY], "second") not in answers:
+            yield request(row[KEY], "second", f"and {first.text}")
+
+
+@pytest.mark.parametrize("failed_after", [1, 3, 5])
+def test_a_round_s_requests_are_made_from_earlier_rounds_alone(tmp_path: Path, failed_after: int) -> None:
+    operator = LlmOperator("follow_up", NoParams, 1, ("frame",), "Ask on.", follow_up, collect_two_rounds, max_rounds=2)
+    questions = ["a", "b", "c", "and A", "and B", "and C"]
+    with pytest.raises(BackendError):
+        answers(asking(tmp_path, ["a", "b", "c"], operator), Session(fail_after=failed_after))
+    for again, expected in ((False, questions[failed_after:]), (False, []), (True, questions)):
+        session = Session()
+        assert answers(asking(tmp_path, ["a", "b", "c"], operator), session, again=again) == ["AND A", "AND B", "AND C"]
+        assert session.asked == expected

@@ -7,6 +7,7 @@ answers that were not yet appended, and several runs can append at once.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
 import uuid
@@ -67,13 +68,14 @@ class AnswerStore:
             "key": [bytes.fromhex(answer.key) for answer in answers],
             **{name: [getattr(answer, name) for answer in answers] for name in list(_SCHEMA)[1:]},
         }
-        frame = pl.DataFrame(columns, schema=_SCHEMA)
+        segment = io.BytesIO()  # Polars' own writing reports a full disk as an error of computation
+        pl.DataFrame(columns, schema=_SCHEMA).write_parquet(segment, compression="zstd")
         name = f"{time.time_ns():020}-{uuid.uuid4().hex}"
         aside = self.folder / f"{name}.aside"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with aside.open("wb") as file:
-                frame.write_parquet(file, compression="zstd")
+                file.write(segment.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(self.folder / f"{name}.parquet")

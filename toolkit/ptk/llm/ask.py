@@ -49,6 +49,8 @@ class Asking:
     tally: Tally = field(default_factory=Tally)
     _index: list[pl.DataFrame] = field(default_factory=list)
     """For each batch: row, slot and key of every request so far."""
+    _earlier: list[pl.DataFrame] = field(default_factory=list)
+    """The same, without the requests of the round at work: what that round's requests are made from."""
     _refused: dict[str, Answer] = field(default_factory=dict)
     """Requests the model can't take (a prompt too long), by key: cheap to find again, so they are not stored."""
 
@@ -94,7 +96,8 @@ class Asking:
 
     def _note_requests(self) -> bool:
         """Add this round's new requests to the index; return whether there were any."""
-        answers = self._answers_by_batch()
+        self._earlier = self._index
+        answers = self._answers_by_batch(self._earlier)
         new = False
         index: list[pl.DataFrame] = []
         for number, batch in enumerate(self.batches()):
@@ -124,7 +127,7 @@ class Asking:
         return pl.concat(self._index)
 
     def _missing_requests(self, missing: set[bytes]) -> Iterator[tuple[str, Request]]:
-        answers = self._answers_by_batch()
+        answers = self._answers_by_batch(self._earlier)
         for batch in self.batches():
             for request in self._requests(batch, next(answers)):
                 key = request_key(request, self.model.identity)
@@ -152,12 +155,12 @@ class Asking:
         finally:
             self.store.append(chunk)
 
-    def _answers_by_batch(self) -> Iterator[Mapping[tuple[str, str], Answer]]:
-        """Yield for each batch what is answered so far; nothing, for ever, in the first round."""
-        if self._index:
-            found = self.store.find(self._keys())
+    def _answers_by_batch(self, indexes: list[pl.DataFrame]) -> Iterator[Mapping[tuple[str, str], Answer]]:
+        """Yield for each batch the stored answers to the requests in its index; nothing, for ever, where there is none."""
+        if indexes:
+            found = self.store.find(pl.concat(indexes))
             start = 0
-            for index in self._index:
+            for index in indexes:
                 yield self._mapping(found.slice(start, index.height))
                 start += index.height
         while True:
@@ -174,7 +177,7 @@ class Asking:
         return answers
 
     def _collected(self) -> Iterator[pl.DataFrame]:
-        answers = self._answers_by_batch()
+        answers = self._answers_by_batch(self._index)
         for batch in self.batches():
             decision = self.operator.collect(batch, next(answers), self.params)
             joined = batch.select(KEY).join(decision, on=KEY, how="left", coalesce=False, maintain_order="left")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -94,12 +93,13 @@ def _convert_once(gguf: Path, folder: Path) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                check=False,
             )
         if converted.returncode:
             shutil.rmtree(aside, ignore_errors=True)
             last = log.read_text(errors="replace").strip().splitlines()[-15:]
             raise PtkError("\n".join([f"{gguf} could not be converted; the end of {log}:", *last]))
-        os.rename(aside, folder)
+        aside.rename(folder)
         log.unlink()
 
 

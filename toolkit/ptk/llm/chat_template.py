@@ -16,7 +16,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ptk.llm.request import Message, Request
 
-__all__ = ["ChatTemplate", "ChatTemplateError", "read_chat_template", "token_counter"]
+__all__ = ["RENDERING", "ChatTemplate", "ChatTemplateError", "read_chat_template", "token_counter"]
+
+# Bumped when the same template and messages would give another prompt: part of a model's identity.
+RENDERING = 1
 
 # Some templates write today's date into the prompt. Here the clock stands still, so that equal requests stay equal tomorrow.
 STANDING_CLOCK = datetime(2024, 7, 26, tzinfo=UTC)
@@ -32,7 +35,7 @@ class ChatTemplateError(ValueError):
 class _Generation(Extension):
     """`{% generation %}` marks assistant turns for training; in a prompt it changes nothing."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as a variable of instances)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

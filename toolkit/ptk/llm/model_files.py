@@ -119,30 +119,33 @@ def _hub_model(reference: str, revision: str | None, path: Path) -> ModelFiles:
             LocalEntryNotFoundError,
             OfflineModeIsEnabled,
             RepositoryNotFoundError,
+            RevisionNotFoundError,
         )
-        from huggingface_hub.errors import RevisionNotFoundError
     except ImportError as error:
         raise ModelNotFound(
             f"no model '{reference}': {sought}, and the package huggingface-hub that could fetch it is not installed"
         ) from error
-    patterns = [f"*{ending}" for ending in (*(".safetensors",), *OTHERS)] + list(TEXTS)
+    patterns = ["*.safetensors", *(f"*{ending}" for ending in OTHERS), *TEXTS]
+    beside = ["*/*", "consolidated*"]  # the same weights in other formats
+    known = suggestion(reference, [f"bundled/{name}" for name in BUNDLED])
     at = f" at revision {revision}" if revision else ""
     try:
         # Weights as safetensors wherever there are any; the older formats hold the same numbers once more.
-        folder = Path(snapshot_download(reference, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(reference, revision=revision, allow_patterns=patterns, ignore_patterns=beside))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(reference, revision=revision, allow_patterns=[*patterns, "*.bin"]))
+            folder = Path(
+                snapshot_download(reference, revision=revision, allow_patterns=[*patterns, "*.bin"], ignore_patterns=beside)
+            )
     except RevisionNotFoundError as error:
         raise ModelNotFound(f"the Hub's model '{reference}' has no revision '{revision}'") from error
     except RepositoryNotFoundError as error:
-        known = suggestion(reference, [f"bundled/{name}" for name in BUNDLED])
         raise ModelNotFound(
             f"no model '{reference}': {sought}, and not on the Hugging Face Hub (a private one needs: hf auth login){known}"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise ModelNotFound(
             f"no model '{reference}'{at}: {sought}, and the Hugging Face Hub can't be reached ({_first_line(error)}); fetch it where"
-            f" there is a network (hf download {reference}) and point HF_HOME to it, or write a folder or bundled/{next(iter(BUNDLED))}"
+            f" there is a network (hf download {reference}) and point HF_HOME to it, or name a folder{known}"
         ) from error
     _check_whole(folder, reference)
     return ModelFiles(folder, revision=folder.name)

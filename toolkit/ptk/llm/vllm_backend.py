@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ from pydantic import Field
 
 from ptk.errors import BackendError, ModelNotFound
 from ptk.llm.backend import ModelSettings, ResolvedModel
-from ptk.llm.chat_template import ChatTemplateError, read_chat_template, token_counter
+from ptk.llm.chat_template import RENDERING, ChatTemplateError, read_chat_template, token_counter
 from ptk.llm.child import child_environment
 from ptk.llm.model_files import find_model_files, model_digest, read_json_file
 from ptk.llm.request import Answer, Request
@@ -27,6 +28,7 @@ from ptk.params import UNKEYED
 
 __all__ = ["VllmBackend", "VllmSession", "VllmSettings", "backend"]
 
+WORKER = "ptk.llm.vllm_worker"
 RESTARTS = 2
 CLOSE_S = 3.0
 LOG_LINES = 20
@@ -85,7 +87,7 @@ class VllmBackend:
             "digest": model_digest(files.folder),
             "dtype": _dtype(settings, config),
             "quantization": settings.quantization,
-            "rendering": 1,
+            "rendering": RENDERING,
         }
         limits = {"max_model_len": _window(settings, config)}
         return ResolvedModel(settings.model, identity, limits, files.folder, files.revision, files.notes)
@@ -201,13 +203,12 @@ class _Engine:
     """One child process with a loaded engine, and the socket to it."""
 
     def __init__(self, first_line: dict[str, Any]) -> None:
-        descriptor, name = tempfile.mkstemp(prefix="ptk-vllm-", suffix=".log")
-        self.log = Path(name)
         self.wire, theirs = socket.socketpair()
         self.pending = b""
-        with theirs, open(descriptor, "wb") as log:
+        with theirs, tempfile.NamedTemporaryFile(prefix="ptk-vllm-", suffix=".log", delete=False) as log:
+            self.log = Path(log.name)
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ptk.llm.vllm_worker", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-P", "-m", WORKER, str(theirs.fileno()), str(os.getpid())],
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -274,20 +275,16 @@ class _Engine:
         """End the process and all that it started. May be called again."""
         self.wire.close()
         self._signal(signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=CLOSE_S)
-        except subprocess.TimeoutExpired:
-            pass
         self._signal(signal.SIGKILL)
         self.process.wait()
         if not self.log.name.endswith(".failed.log"):
             self.log.unlink(missing_ok=True)
 
     def _signal(self, number: signal.Signals) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            pass
 
 
 def engine_arguments(settings: VllmSettings, model: ResolvedModel, on: str) -> dict[str, Any]:

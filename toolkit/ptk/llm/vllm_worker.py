@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,13 @@ def main() -> None:
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
-    worker = Worker(wire, settings)
-    worker.serve(requests)
+    try:
+        Worker(wire, settings).serve(requests)
+    finally:
+        # Threads of the engine could keep a process alive whose work has failed.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _exit_with_parent(parent: int) -> None:
@@ -72,7 +78,7 @@ class Worker:
             raise ValueError(f"{model} has no chat template")
         device = str(current_platform.device_type)
         if device != settings["device"]:
-            sys.exit(f"the engine runs on {device}, but its settings were chosen for {settings['device']}")
+            raise ValueError(f"the engine runs on {device}, but its settings were chosen for {settings['device']}")
         self.template: ChatTemplate = template
         self.wire = wire
         self.llm: LLM = LLM(**settings["engine"])
