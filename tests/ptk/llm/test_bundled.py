@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +91,6 @@ def test_two_processes_convert_once_and_the_same_bytes_as_ever(cache: Path) -> N
         first, second = pool.map(resolve, range(2))
     assert first == second
     folder = Path(first)
-    assert sorted(os.listdir(folder)) == FILES
+    assert sorted(path.name for path in folder.iterdir()) == FILES
     assert sorted(path.name for path in folder.parent.iterdir()) == sorted([folder.name, f".{folder.name}.lock"])
     assert model_digest(folder) == "c661e31cfe687cbd170822b0ec65b03e2f044d924f2a965fb82c004bf5549cc8"
