@@ -76,6 +76,8 @@ class Commit:
     licence: str | None = None
     lineage: Mapping[str, Any] | None = None
     statistics: Mapping[str, Any] | None = None
+    newest: int | None = None
+    """Number the entry's newest version must still have (0: the entry must be new), else Conflict; None appends to any."""
 
 
 class Catalog:
@@ -102,12 +104,13 @@ class Catalog:
         licence: str | None = None,
         lineage: Mapping[str, Any] | None = None,
         statistics: Mapping[str, Any] | None = None,
+        newest: int | None = None,
     ) -> Version:
         """Make `data` the next version of `entry`; see `Commit` for the arguments. Rows equal to the newest version's make none.
 
         Raises BadData, BadReference, NotFound, TagExists, Conflict.
         """
-        commit = Commit(entry, data, key, base, parents, tags, move_tags, licence, lineage, statistics)
+        commit = Commit(entry, data, key, base, parents, tags, move_tags, licence, lineage, statistics, newest)
         return self.commit_all([commit])[0]
 
     def commit_all(self, commits: Sequence[Commit]) -> list[Version]:
@@ -209,6 +212,7 @@ class Catalog:
             rows=manifest.rows,
             tags=tuple(commit.tags),
             move_tags=commit.move_tags,
+            parent=commit.newest,
         )
         return new, manifest
 

@@ -30,7 +30,6 @@ from ptk_catalog import (
     TagExists,
     Version,
 )
-from ptk_catalog.registry import NewVersion
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
@@ -306,9 +305,8 @@ def test_a_tag_moves_only_on_purpose_and_every_move_is_logged(catalog: Catalog) 
 def test_a_commit_made_from_an_older_version_conflicts(catalog: Catalog) -> None:
     version = catalog.commit("a", pairs(1), key="pair_id")
     catalog.commit("a", pairs(2), key="pair_id")
-    late = NewVersion("a", "sha256:0", "manifests/00/0.json", None, 1, (), False, parent=version.number)
     with pytest.raises(Conflict, match="a is at v2 by now, not at v1"):
-        catalog._registry.commit([late])
+        catalog.commit("a", pairs(3), key="pair_id", newest=version.number)
     assert [one.number for one in catalog.log("a")] == [2, 1]
 
 
