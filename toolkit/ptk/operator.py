@@ -94,12 +94,10 @@ class FrameOperator(Operator):
     """Decides about rows: `function(frame, ..., params) -> decision`, pure.
 
     `scope` says which rows must be seen together: each alone (`rows`), those that share a value (`key`), or all (`dataset`).
-    `selects` marks operators whose rejected rows are not faulty, merely not wanted (a sample).
     """
 
     function: Callable[..., pl.LazyFrame]
     scope: Scope
-    selects: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +143,12 @@ def reader(*, version: int = 1) -> Callable[[Callable[..., Source]], Reader]:
     return make
 
 
-def frame_operator(
-    *, scope: Scope, version: int = 1, selects: bool = False
-) -> Callable[[Callable[..., pl.LazyFrame]], FrameOperator]:
+def frame_operator(*, scope: Scope, version: int = 1) -> Callable[[Callable[..., pl.LazyFrame]], FrameOperator]:
     """Make a function `(frame, ..., params) -> decision` a frame operator of that name."""
 
     def make(function: Callable[..., pl.LazyFrame]) -> FrameOperator:
         params, inputs, text = _described(function)
-        return FrameOperator(function.__name__, params, version, inputs, text, function, scope, selects)
+        return FrameOperator(function.__name__, params, version, inputs, text, function, scope)
 
     return make
 

@@ -45,4 +45,3 @@ def test_every_row_has_the_same_chance() -> None:
 def test_rows_left_out_are_marked_as_not_sampled() -> None:
     decision = sample_rows.function(FRAME.lazy(), SampleRows(n=499)).collect()
     assert decision["_reject"].drop_nulls().to_list() == ["not_sampled"]
-    assert sample_rows.selects

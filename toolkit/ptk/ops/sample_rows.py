@@ -19,7 +19,7 @@ class SampleRows(Params):
     seed: int = Field(0, description="Another seed, another sample.")
 
 
-@frame_operator(scope="dataset", version=1, selects=True)
+@frame_operator(scope="dataset", version=1)
 def sample_rows(frame: pl.LazyFrame, params: SampleRows) -> pl.LazyFrame:
     """Keep n rows, chosen by a seeded hash of their keys: the same rows for the same seed, in whatever order they come."""
     lottery = frame.select(KEY).with_columns(_seed=pl.lit(params.seed, pl.Int64))
