@@ -289,3 +289,19 @@ def test_validate_says_that_all_is_fine_and_writes_nothing(project: Path, inside
     before = sorted(path.name for path in project.iterdir())
     assert inside("validate", "spec.yaml") == (0, "spec.yaml: fine: 3 steps, 1 outputs\n", "")
     assert sorted(path.name for path in project.iterdir()) == before
+
+
+def test_rejected_rows_are_shown_with_their_line_and_their_reason(
+    project: Path, ptk: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (project / "pairs.jsonl").open("a").write('{"prompt": "Why?", "chosen": "Because.", "rejected": ""}\n')
+    early = ptk("rejects", "spec.yaml", "pairs")
+    assert (early.returncode, early.stderr) == (1, "ptk: step 'pairs' is not finished (new); run the spec first\n")
+    assert ptk("run", "spec.yaml").returncode == 0
+    shown = ptk("rejects", "spec.yaml", "pairs").stdout.splitlines()
+    assert shown[0].startswith("pairs.jsonl:11  empty_text  field 'rejected' is empty  {")
+    assert shown[1:] == ["1 of 1 rejected rows of step pairs"]
+    found = json.loads(ptk("rejects", "spec.yaml", "pairs", "--json").stdout)
+    assert (found["rejected"], found["rows"][0]["_line"]) == ({"empty_text": 1}, 11)
+    unknown = ptk("rejects", "spec.yaml", "peirs")
+    assert (unknown.returncode, unknown.stderr) == (2, "spec.yaml: peirs: there is no such step; did you mean 'pairs'?\n")

@@ -92,6 +92,22 @@ def run(
 
 
 @cli.command()
+@_SPEC
+@click.argument("step")
+@_WORK
+@click.option("--first", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Show the first N.")
+@_JSON
+def rejects(spec: Path, step: str, work: Path, first: int, as_json: bool) -> None:
+    """Show the rows that a finished step set aside, each with its reason and, from a file, its line."""
+    from ptk.render import rejects_as_json, rejects_as_text
+
+    planned, store = _planned(spec, work)
+    node = planned.finished_node(step)
+    rows = store.rejects(node.key).head(first).collect()
+    _print(rejects_as_json(node, rows) if as_json else rejects_as_text(node, rows))
+
+
+@cli.command()
 @_JSON
 def ops(as_json: bool) -> None:
     """List the operators and their options."""

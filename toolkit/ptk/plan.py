@@ -12,7 +12,7 @@ import orjson
 import polars as pl
 from polars.exceptions import PolarsError
 
-from ptk.errors import ModelNotFound, SpecError, UnreadableFile, Violation
+from ptk.errors import ModelNotFound, PtkError, SpecError, UnreadableFile, Violation
 from ptk.operator import DETAIL, KEY, RAW, REJECT, FrameOperator, LlmOperator, Reader, Reshape, Source
 from ptk.params import Column, canonical, marked_fields, suggestion
 from ptk.spec import Model, Spec, Step, uses_model
@@ -65,6 +65,17 @@ class Plan:
     def input(self, node: Node) -> Node:
         """Return the node whose rows `node` decides about."""
         return self.nodes[next(iter(node.step.inputs.values()))]
+
+    def finished_node(self, name: str) -> Node:
+        """Return the node of a step that is finished. Raises SpecError for an unknown step, PtkError for one still to run."""
+        if name not in self.nodes:
+            raise SpecError(
+                [Violation(self.spec.document.file, 0, name, f"there is no such step{suggestion(name, self.nodes)}")]
+            )
+        node = self.nodes[name]
+        if node.finished is None:
+            raise PtkError(f"step '{name}' is not finished ({node.why}); run the spec first")
+        return node
 
     def to_run(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.finished is None]

@@ -6,12 +6,27 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from ptk.cost import Cost
     from ptk.execute import RunSummary
-    from ptk.plan import Plan
+    from ptk.plan import Node, Plan
     from ptk_catalog import Version
 
-__all__ = ["plan_as_json", "plan_as_text", "summary_as_text", "table", "version_as_json", "version_as_text"]
+__all__ = [
+    "plan_as_json",
+    "plan_as_text",
+    "rejects_as_json",
+    "rejects_as_text",
+    "summary_as_text",
+    "table",
+    "version_as_json",
+    "version_as_text",
+]
+
+
+_MOST_SHOWN = 160
+"""Characters of a reason or of a rejected text that a line shows."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -88,6 +103,22 @@ def plan_as_json(plan: Plan, costs: dict[str, Cost]) -> dict[str, Any]:
             },
         }
     return {"spec": plan.spec.name, "digest": plan.spec.digest, "steps": steps, "outputs": list(plan.spec.outputs)}
+
+
+def rejects_as_json(node: Node, rows: pl.DataFrame) -> dict[str, Any]:
+    return {"step": node.name, "rejected": node.finished.rejected if node.finished else {}, "rows": rows.to_dicts()}
+
+
+def rejects_as_text(node: Node, rows: pl.DataFrame) -> str:
+    """Return a line for each rejected row: where it stood or its key, the reason, the reason in words, and what was rejected."""
+    lines = []
+    for row in rows.iter_rows(named=True):
+        place = f"{row['_file']}:{row['_line']}" if row.get("_file") else row.get(node.key_column) or "-"
+        words = [place, row["_reject"], row["_detail"], row["_raw"]]
+        lines.append("  ".join(" ".join(str(word).split())[:_MOST_SHOWN] for word in words if word is not None))
+    total = sum(node.finished.rejected.values()) if node.finished else 0
+    lines.append(f"{len(rows):,} of {total:,} rejected rows of step {node.name}")
+    return "\n".join(lines)
 
 
 def summary_as_text(summary: RunSummary, catalog_argument: str | None) -> str:

@@ -176,6 +176,13 @@ def test_an_engine_that_does_not_start_is_an_error_with_the_end_of_its_log(stand
     )
 
 
+def test_an_engine_that_says_why_it_failed_is_quoted_without_a_traceback(stand_in: Any, tmp_path: Path) -> None:
+    with pytest.raises(BackendError) as caught:
+        stand_in(start="""wire.sendall(b'{"failed": "ValueError: no\\\\n  room"}\\n'); sys.exit('Traceback')""")
+    (log,) = tmp_path.glob("*.failed.log")
+    assert str(caught.value) == f"the engine of {MODEL} did not start: ValueError: no room (log: {log})"
+
+
 def test_an_engine_that_starts_too_slowly_is_ended(stand_in: Any, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"did not start in 1 s"):
         stand_in(start=f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)", startup_timeout=1.0)

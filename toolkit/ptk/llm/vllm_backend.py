@@ -205,6 +205,7 @@ class _Engine:
     def __init__(self, first_line: dict[str, Any]) -> None:
         self.wire, theirs = socket.socketpair()
         self.pending = b""
+        self.failure: str | None = None
         with theirs, tempfile.NamedTemporaryFile(prefix="ptk-vllm-", suffix=".log", delete=False) as log:
             self.log = Path(log.name)
             self.process = subprocess.Popen(
@@ -243,7 +244,7 @@ class _Engine:
         return True
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Wait for the next whole lines; None means that the process has ended. Raises TimeoutError where one is set."""
+        """Wait for the next whole lines; None means that the process is at its end. Raises TimeoutError where one is set."""
         try:
             block = self.wire.recv(1 << 16)
         except ConnectionError:
@@ -251,10 +252,16 @@ class _Engine:
         if not block:
             return None
         *lines, self.pending = (self.pending + block).split(b"\n")
-        return [orjson.loads(line) for line in lines]
+        received = [orjson.loads(line) for line in lines]
+        if received and "failed" in received[-1]:
+            self.failure = " ".join(received.pop()["failed"].split())[:600]
+            return received or None
+        return received
 
     def how_it_ended(self) -> str:
-        """Return how the process ended, as words; ends it where it still lingers."""
+        """Return how the process ended, as words."""
+        if self.failure is not None:
+            return self.failure
         try:
             code = self.process.wait(timeout=CLOSE_S)
         except subprocess.TimeoutExpired:
@@ -264,11 +271,13 @@ class _Engine:
         return f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
     def report(self, what: str) -> str:
-        """Return `what` with the end of the log, which is kept for reading on."""
+        """Return `what` with the end of the log where the engine did not say itself why; the log is kept for reading on."""
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         kept = self.log.with_name(self.log.name.replace(".log", ".failed.log"))
         self.log.rename(kept)
         self.log = kept
+        if self.failure is not None:
+            return f"{what} (log: {kept})"
         return "\n".join([f"{what}; the end of {kept}:", *(f"  {line[:300]}" for line in lines[-LOG_LINES:])])
 
     def end(self) -> None:

@@ -1,7 +1,8 @@
 """The process that holds a vLLM engine: JSON lines in, JSON lines out, over a socket that it inherits.
 
 First line in: the engine's arguments. First line out: `{"ready": ...}`. Then each line in is a request, each line out its
-answer, as soon as it is finished. The end of the input is the end of the process, whatever the engine is doing.
+answer, as soon as it is finished. `{"failed": ...}` is the last line of an engine that failed. The end of the input is the end
+of the process, whatever the engine is doing.
 """
 
 from __future__ import annotations
@@ -49,10 +50,13 @@ def main() -> None:
     threading.Thread(target=read, daemon=True).start()
     try:
         Worker(wire, settings).serve(requests)
-    finally:
-        # Threads of the engine could keep a process alive whose work has failed.
+    except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
+        failure = f"{type(error).__name__}: {error}"
+        wire.sendall(orjson.dumps({"failed": failure}, option=orjson.OPT_APPEND_NEWLINE))
+    finally:
+        # Threads of the engine could keep a process alive whose work has failed.
         os._exit(1)
 
 
