@@ -300,7 +300,7 @@ def _commit(plan: Plan, work: WorkStore, catalog: Catalog, steps: Mapping[str, S
 
 
 def _newest(catalog: Catalog, entry: str) -> Version | None:
-    return catalog.log(entry)[0] if entry in catalog.entries() else None
+    return catalog.version(entry) if entry in catalog.entries() else None
 
 
 def _lineage(plan: Plan, node: Node, steps: Mapping[str, StepSummary]) -> dict[str, Any]:
