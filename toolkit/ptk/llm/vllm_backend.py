@@ -155,7 +155,7 @@ class VllmSession:
                 line = _request_line(self._sent, pair[1])
                 waiting[self._sent] = (pair[0], line)
                 if not self._running().send(line):
-                    self._restart(waiting)
+                    break  # it is ending: what it answered before that is still to be received
             if not waiting:
                 return
             received = self._running().receive()
