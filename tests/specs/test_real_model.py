@@ -125,7 +125,9 @@ def _memory(process: psutil.Popen) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not PANDALM.exists(), reason="the corpus is not on this machine")
 def test_other_peoples_fields_are_mapped_and_bad_rows_are_counted(tmp_path: Path, ptk: Callable[..., Any]) -> None:
-    spec = SPEC.replace("path: pairs.jsonl", f"path: {PANDALM}, max_malformed: 0.5, keep: [id]").replace(
+    spec = SPEC.replace(
+        "path: pairs.jsonl", f"path: {PANDALM}, fields: {{prompt: instruction, chosen: chosen, rejected: rejected}}, keep: [id]"
+    ).replace(
         "personas: {op: infer_personas, from: pairs",
         "few: {op: sample_rows, from: pairs, n: 12}\n  personas: {op: infer_personas, from: few",
     )
