@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptk_catalog.catalog import Catalog, Commit, Version, open  # noqa: A004
+    from ptk_catalog.catalog import Catalog, Commit, ModelCommit, open  # noqa: A004
     from ptk_catalog.dataset import Dataset
     from ptk_catalog.errors import (
         BadData,
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
         Damaged,
         NewerFormat,
         NotFound,
+        OlderFormat,
         TagExists,
     )
+    from ptk_catalog.sweep import Swept
+    from ptk_catalog.version import Version
 
 __all__ = [
     "BadData",
@@ -31,14 +34,25 @@ __all__ = [
     "Conflict",
     "Damaged",
     "Dataset",
+    "ModelCommit",
     "NewerFormat",
     "NotFound",
+    "OlderFormat",
+    "Swept",
     "TagExists",
     "Version",
     "open",
 ]
 
-_PLACES = {"Catalog": "catalog", "Commit": "catalog", "Dataset": "dataset", "Version": "catalog", "open": "catalog"}
+_PLACES = {
+    "Catalog": "catalog",
+    "Commit": "catalog",
+    "Dataset": "dataset",
+    "ModelCommit": "catalog",
+    "Swept": "sweep",
+    "Version": "version",
+    "open": "catalog",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,17 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import polars as pl
 from polars_hash import CryptographicHashingNameSpace, NonCryptographicHashingNameSpace
 
 from ptk_catalog.errors import BadData
 
-__all__ = ["column_sums", "encode", "row_id", "rows_digest", "type_name"]
+__all__ = ["added_sums", "column_sums", "encode", "plain_type", "row_id", "rows_digest", "type_name"]
 
 _KEY_TEXT = "_ptk_key_text"
 _NAN = 0x7FF8000000000000
+_WRAP = 1 << 128
 _NANOSECONDS = {"ns": 1, "us": 1_000, "ms": 1_000_000}
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -69,6 +70,14 @@ _SIMPLE_NAMES: dict[type[pl.DataType], str] = {
     pl.Date: "date",
     pl.Time: "time",
 }
+
+
+def plain_type(name: str) -> pl.DataType | None:
+    """Return the type without parts that has that name, or None."""
+    for kind, known in _SIMPLE_NAMES.items():
+        if known == name:
+            return kind()
+    return None
 
 
 def encode(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
@@ -135,17 +144,30 @@ def column_sums(frame: pl.LazyFrame, key: Sequence[str], columns: Sequence[str] 
     """
     schema = frame.collect_schema()
     wanted = schema.names() if columns is None else list(columns)
+    if not wanted:
+        return {}
     keys = pl.concat_str(*(encode(pl.col(name), schema[name]) for name in key or sorted(schema))).alias(_KEY_TEXT)
+    hashes: list[pl.Expr] = []
     lanes: list[pl.Expr] = []
-    for name in wanted:
+    for place, name in enumerate(wanted):
         text = pl.concat_str(pl.col(_KEY_TEXT), encode(pl.col(name), schema[name]))
-        value = NonCryptographicHashingNameSpace(text).xxh3_128(return_binary=True, byte_order="big")
+        hashed: pl.Expr = NonCryptographicHashingNameSpace(text).xxh3_128(return_binary=True, byte_order="big")
+        hashes.append(hashed.bin.reinterpret(dtype=pl.Array(pl.UInt32, 4), endianness="big").alias(f"{place}"))
         for lane in range(4):
             # Four sums of 32-bit lanes: 64 bits hold them for 2^32 rows, where a sum of 128-bit numbers would overflow.
-            word = value.bin.slice(12 - 4 * lane, 4).bin.reinterpret(dtype=pl.UInt32, endianness="big")
-            lanes.append(word.cast(pl.UInt64).sum().alias(f"{name}\0{lane}"))
-    sums = frame.with_columns(keys).select(lanes).collect(engine="streaming").row(0, named=True)
-    totals = {name: sum(int(sums[f"{name}\0{lane}"]) << (32 * lane) for lane in range(4)) % (1 << 128) for name in wanted}
+            lanes.append(pl.col(f"{place}").arr.get(3 - lane).cast(pl.UInt64).sum().alias(f"{place}/{lane}"))
+    # The hashes are columns first: within one expression each lane would hash the text again.
+    sums = frame.with_columns(keys).select(hashes).select(lanes).collect(engine="streaming").row(0, named=True)
+    totals = [sum(int(sums[f"{place}/{lane}"]) << (32 * lane) for lane in range(4)) for place in range(len(wanted))]
+    return {name: f"{total % _WRAP:032x}" for name, total in zip(wanted, totals, strict=True)}
+
+
+def added_sums(sums: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return the sums over all rows from those over some of them each."""
+    totals: dict[str, int] = {}
+    for some in sums:
+        for name, text in some.items():
+            totals[name] = (totals.get(name, 0) + int(text, 16)) % _WRAP
     return {name: f"{total:032x}" for name, total in totals.items()}
 
 

@@ -7,12 +7,23 @@ CatalogError           anything the catalog reports; exit code 1
 ├── TagExists          a tag stands on another version and was not to be moved
 ├── Conflict           another writer was faster, again and again
 ├── Damaged            a file is missing or not what its name says
-└── NewerFormat        written by a later version of this package
+├── NewerFormat        written by a later version of this package
+└── OlderFormat        written by an earlier version of this package, and has to be migrated before it is written to
 """
 
 from __future__ import annotations
 
-__all__ = ["BadData", "BadReference", "CatalogError", "Conflict", "Damaged", "NewerFormat", "NotFound", "TagExists"]
+__all__ = [
+    "BadData",
+    "BadReference",
+    "CatalogError",
+    "Conflict",
+    "Damaged",
+    "NewerFormat",
+    "NotFound",
+    "OlderFormat",
+    "TagExists",
+]
 
 
 class CatalogError(Exception):
@@ -51,3 +62,7 @@ class Damaged(CatalogError):
 
 class NewerFormat(CatalogError):
     """Written by a later version of this package."""
+
+
+class OlderFormat(CatalogError):
+    """Written by an earlier version of this package, and has to be migrated before it is written to."""

@@ -1,18 +1,35 @@
-"""What a version is, as stored: frozen models of the JSON manifest."""
+"""What a version is, as stored: frozen models of the JSON manifests of datasets and models."""
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ptk_catalog.errors import Damaged, NewerFormat
 
-__all__ = ["FORMAT", "Base", "ColumnInfo", "Group", "Manifest", "Part", "read_manifest"]
+__all__ = [
+    "FORMAT",
+    "PLACE",
+    "Base",
+    "ColumnInfo",
+    "Group",
+    "Manifest",
+    "ModelFile",
+    "ModelManifest",
+    "Part",
+    "paths_of",
+    "read_manifest",
+]
 
-FORMAT = 1
-"""The format this package writes; a manifest with a higher one is refused."""
+FORMAT = 2
+"""The highest format this package reads. A manifest names the lowest that holds it: 1 for rows, 2 for models."""
+
+
+PLACE = ("_file", "_line")
 
 
 class _Stored(BaseModel):
@@ -35,7 +52,7 @@ class Part(_Stored):
 
 
 class Group(_Stored):
-    """Columns that lie together in the same files."""
+    """Columns that lie together in the same files. One without columns holds where each row was read: `_file` and `_line`."""
 
     columns: tuple[str, ...]
     parts: tuple[Part, ...]
@@ -81,13 +98,80 @@ class Manifest(_Stored):
         return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
 
 
-def read_manifest(content: bytes, path: str) -> Manifest:
+class ModelFile(_Stored):
+    """A file of a model: its name within the model's folder, and its content by SHA-256."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+    @property
+    def path(self) -> str:
+        """Where the content lies, relative to the catalog's root."""
+        return f"files/{self.sha256[:2]}/{self.sha256}"
+
+    @field_validator("name")
+    @classmethod
+    def _stays_inside(cls, name: str) -> str:
+        parts = PurePosixPath(name)
+        if not parts.parts or parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name or str(parts) != name:
+            raise ValueError(f"'{name}' can't name a file of a model: it leads out of its folder or is not plain")
+        return name
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_a_digest(cls, text: str) -> str:
+        if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+            raise ValueError(f"'{text}' is no SHA-256")
+        return text
+
+
+class ModelManifest(_Stored):
+    """One version of an entry that is a model: a folder of files, and what it was made of."""
+
+    format: Literal[2] = 2
+    kind: Literal["model"] = "model"
+    entry: str
+    digest: str
+    files: tuple[ModelFile, ...]
+    base_model: str | None = None
+    """The model it was made from: a name as its library knows it, or a reference `entry@v3` to a model in this catalog."""
+    base_revision: str | None = None
+    trained_on: tuple[str, ...] = ()
+    """References to the versions of datasets that it saw, as `entry@v3`."""
+    metrics: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    parents: tuple[str, ...] = ()
+    licence: str | None = None
+    lineage: dict[str, Any] = {}
+    created_at: str
+    created_by: str
+
+    def as_bytes(self) -> bytes:
+        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+
+    def content_digest(self) -> str:
+        """Return the digest of what the model is: its files, and what is said of it, but neither when nor how it was made."""
+        said = self.model_dump(mode="json", include={"base_model", "base_revision", "trained_on", "metrics", "facts"})
+        files = sorted([file.name, file.sha256, file.bytes] for file in self.files)
+        return "sha256:" + hashlib.sha256(orjson.dumps({"files": files, **said}, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def read_manifest(content: bytes, path: str) -> Manifest | ModelManifest:
     """Return the manifest. Raises NewerFormat, or Damaged where it is none."""
     try:
         data = orjson.loads(content)
         written = data["format"]
         if isinstance(written, int) and written > FORMAT:
             raise NewerFormat(f"{path} has format {written}; this package reads up to {FORMAT}: upgrade preference-toolkit")
-        return Manifest.model_validate_json(content)
+        return (ModelManifest if written == 2 else Manifest).model_validate_json(content)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
         raise Damaged(f"{path} is no manifest: {str(error).splitlines()[0]}") from error
+
+
+def paths_of(manifest: Manifest | ModelManifest) -> list[str]:
+    """Return the paths of all files a version needs beside its manifest, relative to the root, each once."""
+    if isinstance(manifest, ModelManifest):
+        return list(dict.fromkeys(file.path for file in manifest.files))
+    parts = [part for group in manifest.groups for part in group.parts] + list(manifest.mask or ())
+    return list(dict.fromkeys(part.path for part in parts))

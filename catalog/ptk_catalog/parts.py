@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
+from polars.io.plugins import register_io_source
 
+from ptk_catalog.digest import added_sums, column_sums
 from ptk_catalog.manifest import Part
 from ptk_catalog.storage import Storage
 
-__all__ = ["ROWS_PER_PART", "cut", "scan", "write_parts"]
+__all__ = ["ROWS_PER_PART", "Piece", "cut", "scan", "write_parts", "write_rows"]
 
 ROWS_PER_PART = 1 << 18
 _LONGEST_BOUND = 64
@@ -37,6 +42,35 @@ def cut(frame: pl.LazyFrame, sizes: Iterable[int] | None = None) -> Iterator[pl.
             size = next(wanted, 0) if wanted is not None else size
     if height or not given:
         yield pl.concat(waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of one part: those that are stored, and those that count, with the key."""
+
+    stored: pl.DataFrame
+    counted: pl.DataFrame
+
+
+def write_rows(
+    storage: Storage, pieces: Iterable[Piece], key: Sequence[str], columns: Sequence[str]
+) -> tuple[tuple[Part, ...], dict[str, str]]:
+    """Write each piece as a part; return the parts, and the sums of `columns` over the rows that count.
+
+    A part is written while the sums of its rows are made, so that two pieces are in memory at a time.
+    """
+    parts: list[Part] = []
+    sums: list[dict[str, str]] = []
+    writing: Future[Part] | None = None
+    with ThreadPoolExecutor(1) as thread:
+        for piece in pieces:
+            if writing is not None:
+                parts.append(writing.result())
+            writing = thread.submit(_write_part, storage, piece.stored)
+            sums.append(column_sums(piece.counted.lazy(), key, columns))
+        if writing is not None:
+            parts.append(writing.result())
+    return tuple(parts), added_sums(sums)
 
 
 def write_parts(storage: Storage, pieces: Iterable[pl.DataFrame]) -> tuple[Part, ...]:
@@ -64,6 +98,8 @@ def _statistics(piece: pl.DataFrame) -> dict[str, dict[str, Any]]:
         if dtype.is_integer() or dtype == pl.Boolean or dtype.is_float():
             values = piece[name].drop_nans() if dtype.is_float() else piece[name]
             statistics[name] = {"min": values.min(), "max": values.max(), "nulls": piece[name].null_count()}
+            if dtype.is_float():
+                statistics[name]["nans"] = len(piece[name]) - len(values)
         elif dtype == pl.String:
             low, high = str(piece[name].min() or ""), str(piece[name].max() or "")
             # Only short ones: a manifest is not the place for text, and a maximum cut off is no bound.
@@ -74,5 +110,30 @@ def _statistics(piece: pl.DataFrame) -> dict[str, dict[str, Any]]:
 
 def scan(storage: Storage, parts: Iterable[Part]) -> pl.LazyFrame:
     """Return the rows of parts, lazily, in order."""
-    # The folder's own name may hold `*` or `year=2026`: neither is a pattern here.
-    return pl.scan_parquet([storage.path(part.path) for part in parts], glob=False, hive_partitioning=False)
+    listed = list(parts)
+    if storage.is_local:
+        # The folder's own name may hold `*` or `year=2026`: neither is a pattern here.
+        return pl.scan_parquet([storage.path(part.path) for part in listed], glob=False, hive_partitioning=False)
+    with storage.open(listed[0].path) as file:
+        schema = pl.Schema(pl.read_parquet_schema(file))
+
+    def read(
+        columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, _batch: int | None
+    ) -> Iterator[pl.DataFrame]:
+        """Read through fsspec, which knows the credentials: only the columns that are wanted, a row group at a time."""
+        names = list(schema) if columns is None else columns
+        left = rows
+        for part in listed:
+            with storage.open(part.path) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+                for group in range(parquet.num_row_groups):
+                    table = parquet.read_row_group(group, columns=names or [next(iter(schema))])
+                    frame = pl.DataFrame(pl.from_arrow(table))
+                    frame = frame.cast({name: schema[name] for name in frame.columns}).select(names)
+                    if left is not None:
+                        frame = frame.head(left)
+                        left -= frame.height
+                    yield frame if predicate is None else frame.filter(predicate)
+                    if left == 0:
+                        return
+
+    return register_io_source(read, schema=schema, is_pure=True)
