@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptk.ops.drop_duplicates import DropDuplicates, drop_duplicates
+from ptk.stages import run_stages
 
 
 def decided(frame: pl.DataFrame, *on: str) -> pl.DataFrame:
-    return drop_duplicates.function(frame.lazy(), DropDuplicates(on=on)).collect()
+    return run_stages(drop_duplicates, [frame.lazy()], DropDuplicates(on=on)).collect()
 
 
 def test_of_equal_rows_the_one_with_the_smallest_key_stays() -> None:

@@ -19,7 +19,7 @@ MARKS = ("_reject", "_detail", "_raw", "_file", "_line")
 def read(folder: Path, path: str, **settings: Any) -> pl.DataFrame:
     """Return all that read_pairs gives, rows and malformed records alike."""
     params = ReadPairs.model_validate_json(json.dumps({"path": path, **settings}), context={"root": folder})
-    return pl.concat(list(read_pairs.function(params).batches()))
+    return pl.concat(list(read_pairs.function(params).all_batches()))
 
 
 def lines(folder: Path, *records: Any) -> Path:

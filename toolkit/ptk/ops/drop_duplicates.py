@@ -7,7 +7,7 @@ from typing import Annotated
 import polars as pl
 from pydantic import Field
 
-from ptk.operator import KEY, frame_operator
+from ptk.operator import GROUP, KEY, frame_operator
 from ptk.params import COLUMN, Params
 
 __all__ = ["DropDuplicates", "drop_duplicates"]
@@ -19,10 +19,10 @@ class DropDuplicates(Params):
     on: Annotated[tuple[str, ...], COLUMN] = Field(min_length=1, description="Columns whose values may occur together once.")
 
 
-@frame_operator(scope="key", version=1)
+@frame_operator(scope="key", by=lambda params: params.on, reads=lambda params: (), version=1)
 def drop_duplicates(frame: pl.LazyFrame, params: DropDuplicates) -> pl.LazyFrame:
     """Reject rows that repeat the values of some columns; of equal rows the one with the smallest key stays."""
-    first = pl.col(KEY).min().over(params.on)
+    first = pl.col(KEY).min().over(GROUP)
     repeats = pl.col(KEY) != first
     return frame.select(
         KEY,
