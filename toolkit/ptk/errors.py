@@ -6,6 +6,7 @@ PtkError                 anything ptk reports without a traceback; exit code 1
 ├── UnreadableFile       a data file that is damaged as a whole; exit code 3
 ├── TooManyMalformed     a source is mostly unreadable; exit code 3
 ├── BackendError         a model's engine or endpoint failed and stayed failed; exit code 1
+├── PublishError         a version can't be published, or the Hub did not take it; exit code 1
 └── StoreError           the work store can't be read or written; exit code 1
 """
 
@@ -17,6 +18,7 @@ __all__ = [
     "BackendError",
     "ModelNotFound",
     "PtkError",
+    "PublishError",
     "SpecError",
     "StoreError",
     "TooManyMalformed",
@@ -60,6 +62,11 @@ class ModelNotFound(PtkError):
 
     exit_code = 2
 
+    def __init__(self, what: str, option: str = "model") -> None:
+        """`option` is that of the model's settings which is wrong."""
+        super().__init__(what)
+        self.option = option
+
 
 class UnreadableFile(PtkError):
     """A data file is damaged as a whole: not a gzip, not a Parquet file."""
@@ -75,6 +82,10 @@ class TooManyMalformed(PtkError):
 
 class BackendError(PtkError):
     """A model's engine or endpoint failed, was tried again, and stayed failed."""
+
+
+class PublishError(PtkError):
+    """A version can't be published, or the Hub did not take it; what was committed to the catalog stays."""
 
 
 class StoreError(PtkError):

@@ -18,9 +18,12 @@ from ptk.files import sha256_of_file
 __all__ = [
     "COLUMN",
     "MODEL",
+    "REFERENCE",
     "UNKEYED",
     "Column",
     "ModelName",
+    "ModelReference",
+    "OutputFolder",
     "Params",
     "PathSetting",
     "SourceFiles",
@@ -28,6 +31,7 @@ __all__ = [
     "canonical",
     "existing_file",
     "marked_fields",
+    "named_columns",
     "problems",
     "suggestion",
 ]
@@ -54,9 +58,15 @@ class ModelName:
     """Marks a field that names an entry under `models`; the model's identity takes its place in the key."""
 
 
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """Marks a field that leads to files of a model, which a step of the same spec may make: `step:NAME`."""
+
+
 UNKEYED = Unkeyed()
 COLUMN = Column()
 MODEL = ModelName()
+REFERENCE = ModelReference()
 
 
 def marked_fields(params: Params | type[Params], mark: type) -> Iterator[str]:
@@ -65,6 +75,20 @@ def marked_fields(params: Params | type[Params], mark: type) -> Iterator[str]:
     for name, field in model.model_fields.items():
         if any(isinstance(meta, mark) for meta in field.metadata):
             yield name
+
+
+def named_columns(params: Params) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield where in the settings a column is named, and the column; settings inside settings count too."""
+    marked = set(marked_fields(params, Column))
+    for field in type(params).model_fields:
+        value = getattr(params, field)
+        if field in marked:
+            for index, column in enumerate((value,) if isinstance(value, str) else value or ()):
+                yield (field,) if isinstance(value, str) else (field, index), column
+        for index, inner in enumerate(value if isinstance(value, tuple) else (value,)):
+            if isinstance(inner, Params):
+                for place, column in named_columns(inner):
+                    yield (field, *((index,) if isinstance(value, tuple) else ()), *place), column
 
 
 def canonical(value: Any) -> Any:
@@ -101,6 +125,8 @@ def problems(model: type[Params], error: ValidationError) -> Iterator[tuple[tupl
         inside = any(other["loc"][: len(place)] == place != other["loc"] for other in found)
         if problem["type"] == "too_short" and inside:
             continue  # items were left out because they are wrong themselves
+        if problem["type"] == "default_factory_not_called":
+            continue  # a default that hangs on another option, which is wrong itself
         yield _written_place(place), _plain_words(model, problem)
 
 
@@ -154,7 +180,10 @@ class PathSetting:
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def validate(value: Any, info: ValidationInfo) -> Any:
             root = (info.context or {}).get("root", Path.cwd())
-            return cls.from_text(value, root)
+            try:
+                return cls.from_text(value, root)
+            except OSError as error:
+                raise ValueError(f"'{value}' can't be looked at: {error.strerror}") from error
 
         return core_schema.with_info_after_validator_function(validate, core_schema.str_schema(strict=True, min_length=1))
 
@@ -186,6 +215,27 @@ class SourceFiles(PathSetting):
 
     def canonical(self) -> list[str]:
         return [sha256_of_file(path) for path in self.paths]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFolder(PathSetting):
+    """A folder that a step writes, inside the folder of the spec; where it lies does not decide rows."""
+
+    written: str
+    path: Path
+
+    @classmethod
+    def from_text(cls, text: str, root: Path) -> OutputFolder:
+        path = Path(text)
+        if path.is_absolute() or text.startswith("~") or ".." in path.parts or path == Path():
+            raise ValueError(f"'{text}' is not inside the folder of this file; write a relative path without '..'")
+        inside = (root / path).resolve()
+        if not inside.is_relative_to(root.resolve()):
+            raise ValueError(f"'{text}' leads to {inside}, which is not inside the folder of this file")
+        return cls(text, root / path)
+
+    def canonical(self) -> None:
+        return None
 
 
 def existing_file(text: str, root: Path) -> Path:

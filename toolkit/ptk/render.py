@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,13 +11,23 @@ if TYPE_CHECKING:
     from ptk.cost import Cost
     from ptk.execute import RunSummary
     from ptk.plan import Node, Plan
+    from ptk.prompt import Shown
+    from ptk.publish.publication import Publication
+    from ptk.study.answers import StudyResult
+    from ptk.work import Asked
     from ptk_catalog import Version
 
 __all__ = [
     "plan_as_json",
     "plan_as_text",
+    "preview_as_text",
+    "prompts_as_text",
+    "published_as_text",
+    "registered_as_json",
     "rejects_as_json",
     "rejects_as_text",
+    "reported_as_text",
+    "study_as_text",
     "summary_as_text",
     "table",
     "version_as_json",
@@ -27,6 +37,8 @@ __all__ = [
 
 _MOST_SHOWN = 160
 """Characters of a reason or of a rejected text that a line shows."""
+_GIB = 1 << 30
+_REJECTED_SHOWN = 10
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -43,7 +55,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text.lstrip("~").replace(",", "").replace(".", "").replace("-", "").isdigit() or text in ("", "-")
+    plain = text.lstrip("~").replace(" ± ", "")
+    return plain.replace(",", "").replace(".", "").replace("-", "").isdigit() or text in ("", "-")
 
 
 def plan_as_text(plan: Plan, costs: dict[str, Cost]) -> str:
@@ -69,8 +82,14 @@ def plan_as_text(plan: Plan, costs: dict[str, Cost]) -> str:
         )
     header = ["step", "operator", "", "why", "rows in", "rows out", "requests answered + to go", "prompt tokens to go"]
     lines = [f"{plan.spec.name} ({plan.spec.document.file})", "", table(header, rows), ""]
+    told = [_asking(name, cost) for name, cost in costs.items() if cost.requests and cost.requests > (cost.answered or 0)]
+    if told:
+        lines += [*told, ""]
+    for names, schema in _schemas(plan):
+        lines.append(f"{names}: {', '.join(f'{name} {dtype}' for name, dtype in schema.items())}")
     for node in plan.nodes.values():
-        lines.append(f"{node.name}: {', '.join(f'{name} {dtype}' for name, dtype in node.schema.items())}")
+        if node.source is not None and node.source.origin:
+            lines.append(f"{node.name} reads {_origin(node.source.origin)}")
     running = plan.to_run()
     lines.append("")
     if not running:
@@ -78,6 +97,77 @@ def plan_as_text(plan: Plan, costs: dict[str, Cost]) -> str:
     else:
         lines.append(f"{len(running)} of {len(plan.nodes)} steps to run. ~ marks numbers from a sample.")
     return "\n".join(lines)
+
+
+def _asking(step: str, cost: Cost) -> str:
+    """Return how long a step's requests will take, and how much of their prompts is shared."""
+    time = "time unknown: no run of this model was seen here yet" if cost.seconds is None else f"~{_duration(cost.seconds)}"
+    shared = "" if not cost.shared else f"; ~{cost.shared:.0%} of the prompt tokens begin as an earlier prompt does"
+    return f"{step}: {time}{shared}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _schemas(plan: Plan) -> Iterator[tuple[str, pl.Schema]]:
+    """Yield the columns of each step; cells of a step with the same columns are told once."""
+    told: dict[tuple[str, bool, tuple[Any, ...]], list[Node]] = {}
+    for node in plan.nodes.values():
+        told.setdefault((node.step.base, node.step.cell is not None, tuple(node.schema.items())), []).append(node)
+    for (base, _, _), nodes in told.items():
+        yield nodes[0].name if len(nodes) == 1 else f"{base} ({len(nodes):,} cells)", nodes[0].schema
+
+
+def _facts(step: str, facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line of figures, then a table for each fact that is a list of groups."""
+    tables = {name: value for name, value in facts.items() if isinstance(value, (list, tuple)) and _is_groups(value)}
+    figures = {name: value for name, value in facts.items() if name not in tables}
+    if figures:
+        yield f"{step}: {', '.join(f'{name} {_figure(value)}' for name, value in figures.items())}"
+    for name, groups in tables.items():
+        yield f"{step}, {name} {', '.join(groups[0].get('of', ()))}:" if name == "by" else f"{step}, {name}:"
+        yield "\n".join(f"  {line}" for line in _groups(groups).splitlines())
+
+
+def _trained(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a training that are shown."""
+    shown = ("steps", "epochs", "final_train_loss", "final_eval_loss", "best_step", "eval_rewards/accuracies")
+    measured = {name: facts["metrics"].get(name) for name in shown}
+    rows = {name: facts["rows"].get(name) for name in ("train", "validation")} if "rows" in facts else {}
+    cut = {"cut": facts["cut"]["cut_share"]} if "cut" in facts else {}
+    return {name: value for name, value in {**rows, **cut, **measured}.items() if value is not None}
+
+
+def _is_groups(value: Sequence[Any]) -> bool:
+    return bool(value) and all(isinstance(group, dict) for group in value)
+
+
+def _groups(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table with a row for each group; a standard error stands with the figure before it."""
+    flat = [{**group.get("of", {}), **{name: value for name, value in group.items() if name != "of"}} for group in groups]
+    header: list[str] = []
+    rows: list[list[str]] = [[] for _ in flat]
+    for name in dict.fromkeys(name for group in flat for name in group):
+        cells = ["-" if group.get(name) is None else _figure(group[name]) for group in flat]
+        if name.endswith("standard_error") and header:
+            for row, cell in zip(rows, cells, strict=True):
+                row[-1] += f" ± {cell}" if cell != "-" else ""
+        else:
+            header.append(name.replace("_", " "))
+            for row, cell in zip(rows, cells, strict=True):
+                row.append(cell)
+    return table(header, rows)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _origin(origin: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in origin.items() if value is not None)
 
 
 def plan_as_json(plan: Plan, costs: dict[str, Cost]) -> dict[str, Any]:
@@ -100,9 +190,32 @@ def plan_as_json(plan: Plan, costs: dict[str, Cost]) -> dict[str, Any]:
                 "to_go": cost.requests - (cost.answered or 0),
                 "prompt_tokens": cost.prompt_tokens,
                 "most_output_tokens": cost.most_output_tokens,
+                "shared_prompt_share": cost.shared,
+                "seconds": cost.seconds,
             },
         }
     return {"spec": plan.spec.name, "digest": plan.spec.digest, "steps": steps, "outputs": list(plan.spec.outputs)}
+
+
+def prompts_as_text(shown: Sequence[Shown]) -> str:
+    """Return requests as the models see them, each under a line that says whose it is."""
+    lines = []
+    several = len({item.step for item in shown}) > 1
+    for item in shown:
+        request = item.request
+        held = ""
+        if request.scored:
+            held = f", scored: {' | '.join(request.scored)}"
+        elif request.constraint is not None:
+            held = f", held to the {request.constraint.kind} {request.constraint.value}"
+        lines.append(f"=== {item.step + ': ' if several else ''}row {request.row}, {request.slot}{held}")
+        if item.text is not None:
+            lines.append(item.text)
+        else:
+            lines.extend(f"[{message.role}]\n{message.content}" for message in request.messages)
+            begun = f"[assistant]\n{request.prefill}" if request.messages else request.prefill
+            lines.extend([begun] if request.prefill else [])
+    return "\n".join(lines)
 
 
 def rejects_as_json(node: Node, rows: pl.DataFrame) -> dict[str, Any]:
@@ -125,25 +238,28 @@ def summary_as_text(summary: RunSummary, catalog_argument: str | None) -> str:
     rows = []
     for step in summary.steps:
         result = step.result
-        rejected = ", ".join(f"{count:,} {reason}" for reason, count in result.rejected.items())
+        counts = [f"{count:,} {reason}" for reason, count in result.rejected.items()]
+        counts += [f"{count:,} flagged {flag}" for flag, count in result.flagged.items()]
+        rejected = ", ".join(counts)
         seconds = "cached" if step.cached else f"{result.seconds:.1f} s"
         rows.append([step.name, step.operator, f"{result.rows_in:,}", f"{result.rows_out:,}", rejected or "-", seconds])
+    for name, what in summary.failed.items():
+        rows.append([name, "", "", "", what.splitlines()[0][:_MOST_SHOWN], "failed"])
+    rows += [[name, "", "", "", "-", "not run"] for name in summary.skipped]
     lines = [table(["step", "operator", "rows in", "rows out", "rejected", ""], rows), ""]
     for step in summary.steps:
-        asked = step.result.requests
-        if asked is not None and step.cached:
-            lines.append(f"{step.name}: {asked.asked + asked.answered_before:,} requests, all answered before")
-        elif asked is not None:
-            rate = f", {asked.output_tokens / asked.seconds:,.0f} tokens/s" if asked.asked and asked.seconds else ""
-            share = (
-                f", {asked.cached_tokens / asked.prompt_tokens:.0%} of the prompt tokens from the prefix cache"
-                if asked.cached_tokens
-                else ""
-            )
-            lines.append(
-                f"{step.name}: {asked.asked:,} requests asked, {asked.answered_before:,} answered before; "
-                f"{asked.prompt_tokens:,} prompt and {asked.output_tokens:,} answer tokens{rate}{share}"
-            )
+        if step.result.rows_in and not step.result.rows_out:
+            lines.append(f"note: {step.name} let none of its {step.result.rows_in:,} rows through")
+        if (asked := step.result.requests) is not None:
+            lines.append(f"{step.name}: {_asked(asked, step.cached)}")
+            if asked.truncated:
+                lines.append(f"{step.name}: {asked.truncated:,} prompts were cut to fit the model's window")
+            if asked.unanswered:
+                lines.append(f"{step.name}: {asked.unanswered:,} requests had no answer; the same command asks them again")
+        if step.result.requests is not None and step.result.facts:
+            lines += _facts(step.name, step.result.facts)
+        elif "metrics" in step.result.facts:
+            lines += _facts(step.name, _trained(step.result.facts))
     cached = sum(step.cached for step in summary.steps)
     lines.append(
         f"Everything was cached ({summary.seconds:.1f} s)."
@@ -155,30 +271,69 @@ def summary_as_text(summary: RunSummary, catalog_argument: str | None) -> str:
     for version in summary.versions:
         tags = f", tags: {', '.join(version.tags)}" if version.tags else ""
         what = "committed" if version.created else "unchanged"
-        lines += ["", f"{what}  {version.reference}  {version.rows:,} rows  {version.digest[:19]}{tags}"]
-        lines.append(
-            f'load it:   ptk_catalog.open("{catalog_argument or summary.catalog}").load("{version.reference}").collect()'
-        )
+        held = "a model" if version.kind == "model" else f"{version.rows:,} rows"
+        lines += ["", f"{what}  {version.reference}  {held}  {version.digest[:19]}{tags}"]
+        load = f'load_model("{version.reference}")' if version.kind == "model" else f'load("{version.reference}").collect()'
+        lines.append(f'load it:   ptk_catalog.open("{catalog_argument or summary.catalog}").{load}')
     return "\n".join(lines)
 
 
-def version_as_json(version: Version) -> dict[str, Any]:
+def _asked(asked: Asked, cached: bool) -> str:
+    """Return what an LLM step asked and what that took; of a cached step, what it took when it ran."""
+    if not asked.asked:
+        return f"{asked.answered_before:,} requests, all answered before"
+    parts = [f"{asked.prompt_tokens:,} prompt and {asked.output_tokens:,} answer tokens"]
+    if asked.seconds:
+        speed = [f"{tokens / asked.seconds:,.0f}" for tokens in (asked.prompt_tokens, asked.output_tokens)]
+        parts[0] += f" in {asked.seconds:.1f} s ({' and '.join(speed)} tokens/s)"
+    if asked.prompt_tokens:
+        parts.append(f"{asked.cached_tokens / asked.prompt_tokens:.0%} of the prompt tokens from the prefix cache")
+    if asked.peak_bytes is not None:
+        engine = "" if asked.engine_peak_bytes is None else f", its engine {asked.engine_peak_bytes / _GIB:.2f} GiB"
+        parts.append(f"ptk took {asked.peak_bytes / _GIB:.2f} GiB{engine}")
+    if cached:
+        return f"{asked.asked + asked.answered_before:,} requests, all answered before; when asked: {', '.join(parts)}"
+    return f"{asked.asked:,} requests asked, {asked.answered_before:,} answered before; {', '.join(parts)}"
+
+
+def registered_as_json(version: Version) -> dict[str, Any]:
+    """Return what the registry alone says of a version: no manifest is read."""
     return {
         "entry": version.entry,
         "version": f"v{version.number}",
+        "kind": version.kind,
         "digest": version.digest,
         "rows": version.rows,
+        "bytes": version.bytes,
         "created_at": version.created_at,
         "tags": list(version.tags),
-        "licence": version.manifest.licence,
+        "licence": version.licence,
+    }
+
+
+def version_as_json(version: Version, models: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a version is and how it was made; `models` are those that were trained on it."""
+    if version.kind == "model":
+        said = version.model.model_dump(mode="json", include={"base_model", "base_revision", "trained_on", "metrics"})
+        return {
+            **{name: value for name, value in registered_as_json(version).items() if name != "rows"},
+            "files": {file.name: file.bytes for file in version.model.files},
+            **said,
+            "lineage": dict(version.lineage),
+        }
+    return {
+        **registered_as_json(version),
         "key": list(version.manifest.key),
         "schema": {column.name: column.type for column in version.manifest.columns},
-        "bytes": sum(part.bytes for group in version.manifest.groups for part in group.parts),
+        "models_trained_on_it": list(models),
         "lineage": version.manifest.lineage,
     }
 
 
-def version_as_text(version: Version) -> str:
+def version_as_text(version: Version, models: Sequence[str] = ()) -> str:
+    if version.kind == "model":
+        told = version_as_json(version).items()
+        return "\n".join([version.reference, *(f"  {name:13} {value}" for name, value in told if name != "lineage")])
     manifest = version.manifest
     facts = version_as_json(version)
     lines = [
@@ -194,11 +349,79 @@ def version_as_text(version: Version) -> str:
         lines.append("  made by")
         for step in steps:
             rejected = "".join(f", {count:,} {reason}" for reason, count in step["rejected"].items())
+            rejected += "".join(f", {count:,} flagged {flag}" for flag, count in step.get("flagged", {}).items())
             lines.append(f"    {step['name']} ({step['operator']}): {step['rows_in']:,} in, {step['rows_out']:,} out{rejected}")
     for model in manifest.lineage.get("models", []):
         lines.append(
             f"  model      {model['model']}{' ' + model['revision'] if model['revision'] else ''} in step {model['step']}"
         )
+    lines += [f"  trained    {model}" for model in models]
     for source in manifest.lineage.get("sources", []):
         lines.append(f"  source     {', '.join(source['files'])} in step {source['step']}")
     return "\n".join(lines)
+
+
+def preview_as_text(publication: Publication) -> str:
+    """Return what a push would do: files, bytes, what changed, licences, checks."""
+    remote, settings = publication.remote, publication.settings
+    visibility = "private" if (settings.private if remote.head is None else remote.private) else "public"
+    state = f"to be made, {visibility}" if remote.head is None else visibility
+    lines = [f"{publication.version.reference} -> {publication.repository.address} ({state}), tag {publication.tag}", ""]
+    rows = [[item.path, f"{item.bytes:,}", item.state] for item in publication.changes]
+    lines += [table(["file", "bytes", ""], rows), ""]
+    lines.append(f"{publication.new_bytes:,} bytes to upload, {publication.shared_bytes:,} bytes there already")
+    for config in publication.configs:
+        splits = ", ".join(f"{split.name} {split.rows:,}" for split in config.splits)
+        lines.append(f"configuration {config.name}: {splits} rows")
+    if publication.previous is not None:
+        what = "; ".join(publication.differences) or "the rows are the same"
+        lines.append(f"since {publication.previous}: {what}")
+    lines += [f"licence: {concern}" for concern in publication.concerns]
+    lines += [f"{'' if check.state == 'ok' else f'{check.state}: '}{check.what}" for check in publication.checks]
+    if publication.is_there and publication.tag in remote.tags:
+        lines.append("Nothing changed: there is nothing to push.")
+    return "\n".join(lines)
+
+
+def study_as_text(result: StudyResult, rejected: Sequence[tuple[str, str]]) -> str:
+    """Return what people said in a study, and what of it was set aside."""
+    lines = [f"study {result.study}: {result.answers:,} answers of {result.raters:,} people to {result.items:,} items"]
+    lines += [f"  {where}: {reason}, set aside" for where, reason in rejected[:_REJECTED_SHOWN]]
+    if len(rejected) > _REJECTED_SHOWN:
+        lines.append(f"  and {len(rejected) - _REJECTED_SHOWN:,} more, set aside")
+    told = ("mean_rating", "difference", "wins", "ties", "losses", "win_rate", "delta_pq", "agreement", "kappa", "alpha")
+    rows = [
+        [
+            row["measure"].replace("_", " "),
+            str(row["about"] or "-"),
+            str(row.get("of") or "all"),
+            "-" if row["value"] is None else f"{row['value']:.3f}",
+            "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}",
+            f"{row['n']:,}",
+        ]
+        for row in result.rows
+        if row["measure"] in told
+    ]
+    if rows:
+        lines += ["", table(["measure", "about", "of", "value", "interval", "n"], rows)]
+    if result.personas:
+        lines.append(f"{len(result.personas):,} personas that people wrote")
+    return "\n".join(lines)
+
+
+def reported_as_text(told: Mapping[str, Any]) -> str:
+    """Return where a report was written, and what is in it."""
+    lines = [f"report     {item['path']}  {item['bytes'] / 1e6:.1f} MB" for item in told["files"]]
+    what = f"{told['figures']} figures, {told['examples']:,} of {told['of']:,} examples; report {told['digest'][:19]}"
+    return "\n".join([*lines, f"           {what}"])
+
+
+def published_as_text(done: Mapping[str, Any]) -> str:
+    """Return where a version is to be found now, and how to load it."""
+    call = "datasets.load_dataset" if done["kind"] == "dataset" else "huggingface_hub.snapshot_download"
+    return "\n".join(
+        [
+            f"published  {done['version']}  {done['what']}: {done['repo']}, tag {done['tag']}, commit {done['revision'][:8]}",
+            f'load it:   {call}("{done["repo"]}", revision="{done["tag"]}")',
+        ]
+    )

@@ -20,7 +20,7 @@ def _shipped() -> Path:
 def lay_out(folder: Path) -> list[Path]:
     """Copy the starter project to `folder` and return the files written. Raises PtkError where one would be overwritten or can't be written."""
     shipped = _shipped()
-    files = sorted(path for path in shipped.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    files = sorted(path for path in shipped.rglob("*") if path.is_file() and not _is_left_over(path.relative_to(shipped)))
     targets = {path: folder / "specs" / path.relative_to(shipped) for path in files}
     targets_ignore = folder / ".gitignore"
     for target in [*targets.values(), targets_ignore]:
@@ -30,7 +30,12 @@ def lay_out(folder: Path) -> list[Path]:
         for path, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        targets_ignore.write_text(".ptk/\ncatalog/store/\n")
+        targets_ignore.write_text(".ptk/\ncatalog/store/\nspecs/out/\n")
     except OSError as error:
         raise PtkError(f"can't write to {folder}: {error.strerror}") from error
     return [*targets.values(), targets_ignore]
+
+
+def _is_left_over(path: Path) -> bool:
+    """Return whether a file below the specs came of running them there: exported rows, finished steps."""
+    return path.parts[0] in ("out", ".ptk", "catalog") or "__pycache__" in path.parts

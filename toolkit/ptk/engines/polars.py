@@ -1,195 +1,148 @@
-"""Runs frame steps on one machine with Polars' streaming engine; knows nothing of any operator."""
+"""Runs steps on one machine with Polars' streaming engine.
+
+Where rows must meet, they are written aside in buckets, ids and the needed columns alone, and each bucket is run by itself; the
+decisions come back in the order of the rows the same way. So the memory it takes does not grow with the corpus.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from ptk.errors import PtkError, TooManyMalformed
-from ptk.operator import DETAIL, KEY, RAW, REJECT, FrameOperator, Reshape
-from ptk.plan import Node, keyed
-from ptk_catalog.digest import row_id
+from ptk.engines.engine import (
+    Counts,
+    Input,
+    Report,
+    check_malformed,
+    compact_rows,
+    read_pieces,
+    reshaped_counts,
+    settle,
+    settle_repeats,
+    write_aligned,
+    write_ordered,
+    write_reshaped,
+)
+from ptk.operator import GROUP, KEY, ROW, AssetOperator, FrameOperator, Reshape, Stage
+from ptk.places import Place
+from ptk.plan import Node
+from ptk.stages import numbered, reshaped, stage_input
 
-__all__ = ["Counts", "batches_of", "compact", "decide", "read", "reshape_rows", "settle", "write_decisions"]
+if TYPE_CHECKING:
+    from ptk.llm.backend import ResolvedModel, Session
+    from ptk.spec import Model
 
-_BATCH = 10_000
-_REJECT_COLUMNS = {REJECT: pl.String, DETAIL: pl.String, RAW: pl.String, "_file": pl.String, "_line": pl.Int64}
-
-Counts = tuple[int, dict[str, int]]
-"""Rows that went in, and the rejected ones by reason."""
-
-
-def read(node: Node, folder: Path, sample: int | None, on_progress: Callable[[int], None]) -> Counts:
-    """Write a source's rows and rejects below `folder`; rows whose key repeats are rejected or numbered, as it declares.
-
-    Raises TooManyMalformed when the malformed share is over what the source allows.
-    """
-    source = node.source
-    assert source is not None
-    rows, rejects = folder / "rows", folder / "rejects"
-    rows.mkdir()
-    rejects.mkdir()
-    looked_at = seen = kept = malformed = 0
-    for number, batch in enumerate(source.batches()):
-        looked_at += batch.height
-        good = batch.filter(pl.col(REJECT).is_null()).select(source.columns.names())
-        bad = batch.filter(pl.col(REJECT).is_not_null()).select(list(_REJECT_COLUMNS))
-        if sample is not None:
-            good = good.head(sample - kept)
-        seen += good.height + bad.height
-        kept += good.height
-        malformed += bad.height
-        good.write_parquet(rows / f"part-{number:05}.parquet")
-        if bad.height:
-            bad.write_parquet(rejects / f"part-{number:05}.parquet")
-        on_progress(seen)
-        if sample is not None and kept >= sample:
-            break
-    # The share is of what was read: a sample takes few of the good rows of a batch, but meets all its malformed ones.
-    if looked_at and malformed / looked_at > source.max_malformed:
-        raise TooManyMalformed(_malformed_message(node, rejects, malformed, looked_at))
-    if not any(rows.iterdir()):
-        pl.DataFrame(schema=source.columns).write_parquet(rows / "part-00000.parquet")
-    if not any(rejects.iterdir()):
-        pl.DataFrame(schema=_REJECT_COLUMNS).write_parquet(rejects / "part-00000.parquet")
-    _settle_repeats(source.key, source.columns, source.on_repeat, rows, rejects)
-    return seen, _by_reason(pl.scan_parquet(rejects / "*.parquet"))
+__all__ = ["PolarsEngine"]
 
 
-def _malformed_message(node: Node, rejects: Path, malformed: int, seen: int) -> str:
-    assert node.source is not None
-    share = node.source.max_malformed
-    first = pl.scan_parquet(rejects / "*.parquet").head(3).collect()
-    examples = "".join(
-        f"\n  {file}:{line}: {reason}: {detail}"
-        for file, line, reason, detail in first.select("_file", "_line", REJECT, DETAIL).iter_rows()
-    )
-    return (
-        f"step '{node.name}': {malformed:,} of {seen:,} rows are malformed ({malformed / seen:.0%}), and max_malformed is {share:g}:{examples}"
-        "\nMend the data or the field names, or raise max_malformed; nothing was run."
-    )
+class PolarsEngine:
+    """One machine. `bucket_rows` is how many rows are in memory at a time where rows must meet."""
+
+    is_distributed = False
+
+    def __init__(self, bucket_rows: int = 500_000) -> None:
+        self.bucket_rows = bucket_rows
+
+    def read(self, node: Node, folder: Place, sample: int | None, on_progress: Callable[[int], None]) -> Counts:
+        assert node.source is not None
+        tally = read_pieces(node.source, enumerate(node.source.pieces()), folder, sample, on_progress)
+        check_malformed(node, folder, tally)
+        return settle_repeats(node, folder, tally)
+
+    def decide(self, node: Node, inputs: Sequence[Input], folder: Place) -> Counts:
+        operator, params = node.step.operator, node.step.params
+        assert isinstance(operator, FrameOperator) and isinstance(folder, Path)
+        stages = operator.stages(params)
+        aside = folder / "aside"
+        if len(stages) == 1 and stages[0].scope == "rows":
+            frames = [item.scan() for item in inputs]
+            write_aligned(frames[0], stages[0].function(*frames, params=params), folder / "decisions" / "part-00000.parquet")
+        else:
+            self._staged(stages, dict(zip(operator.inputs, inputs, strict=True)), params, folder, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        return settle(node, folder, inputs[0].height)
+
+    def reshape(self, node: Node, inputs: Sequence[Input], folder: Place) -> Counts:
+        operator = node.step.operator
+        assert isinstance(operator, Reshape)
+        made = reshaped(operator, [item.scan() for item in inputs], node.step.params, node.key_column)
+        part = "part-00000.parquet"
+        write_reshaped(made, node.schema.names(), folder / "rows" / part, folder / "rejects" / part)
+        return reshaped_counts(node, folder, sum(item.height for item in inputs))
+
+    def write_files(
+        self, node: Node, inputs: Sequence[Input], folder: Place, report: Report
+    ) -> Mapping[str, Any] | tuple[Mapping[str, Any], pl.DataFrame]:
+        operator = node.step.operator
+        assert isinstance(operator, AssetOperator) and isinstance(folder, Path)
+        more = {**({} if node.model is None else {"model": node.model}), **({"report": report} if operator.reports else {})}
+        return operator.function(*(item.scan() for item in inputs), params=node.step.params, folder=folder, **more)
+
+    def compact(self, about: Input, folder: Place) -> None:
+        compact_rows(about.rows.scan(), folder / "rows" / "part-00000.parquet")
+
+    def session(self, declared: Model, model: ResolvedModel) -> Session:
+        return declared.backend.open(declared.settings, model)
+
+    def close(self) -> None:
+        pass
+
+    def _staged(self, stages: Sequence[Stage], inputs: Mapping[str, Input], params: Any, folder: Path, aside: Path) -> None:
+        frames = {name: numbered(item.scan()) for name, item in inputs.items()}
+        made: dict[str, pl.LazyFrame] = {}
+        first = next(iter(inputs.values()))
+        for stage in stages:
+            given = [made[name] if name in made else stage_input(stage, name, frames[name], params) for name in stage.inputs]
+            last = stage is stages[-1]
+            if last and stage.scope == "rows":
+                write_aligned(given[0], stage.function(*given, params=params), folder / "decisions" / "part-00000.parquet")
+                return
+            heights = [inputs[name].height if name in inputs else _height(made[name]) for name in stage.inputs]
+            place = aside / stage.name
+            buckets = self._buckets(max(heights)) if stage.scope == "key" else 1
+            scattered = [
+                _scatter(frame, _group(stage, frame), buckets, place / f"in-{number}") if buckets > 1 else [frame]
+                for number, frame in enumerate(given)
+            ]
+            for bucket in range(buckets):
+                frames_here = [parts[bucket] for parts in scattered]
+                rows = stage.function(*frames_here, params=params)
+                if last:  # the only stage, of an operator that decides by key
+                    rows = rows.join(frames_here[0].select(KEY, ROW), on=KEY, how="inner")
+                rows.sink_parquet(place / f"out-{bucket:05}.parquet", engine="streaming", compression="lz4", mkdir=True)
+            made[stage.name] = pl.scan_parquet(sorted(place.glob("out-*.parquet")))
+        self._ordered(made[stages[-1].name], first.height, folder, aside / "ordered")
+
+    def _ordered(self, decided: pl.LazyFrame, height: int, folder: Path, aside: Path) -> None:
+        ranges = self._buckets(height)
+        size = -(-height // ranges) or 1
+        for number, part in enumerate(_scatter(decided, pl.col(ROW) // size, ranges, aside)):
+            write_ordered(part, number * size, folder / "decisions" / f"part-{number:05}.parquet")
+
+    def _buckets(self, height: int) -> int:
+        return max(1, -(-height // self.bucket_rows))
 
 
-def _settle_repeats(key: str, columns: pl.Schema, on_repeat: str, rows: Path, rejects: Path) -> None:
-    frame = pl.scan_parquet(rows / "*.parquet")
-    height, distinct = frame.select(pl.len(), pl.col(key).n_unique()).collect(engine="streaming").row(0)
-    if height == distinct:
-        return
-    # Which of several equal rows is the first goes by the whole row's hash, not by where it stood.
-    order = row_id(dict(columns)).rank("ordinal").over(key)
-    numbered = frame.with_columns(order.alias("_nth")).collect()
-    first = numbered.filter(pl.col("_nth") == 1)
-    others = numbered.filter(pl.col("_nth") > 1)
-    for part in rows.iterdir():
-        part.unlink()
-    if on_repeat == "number":
-        again = others.with_columns(row_id({key: pl.String(), "_nth": pl.Int64()}).alias(key)) if others.height else others
-        first = pl.concat([first, again])
-    else:
-        pl.DataFrame(
-            {REJECT: ["repeat"] * others.height, DETAIL: [f"{key} {value} stands already" for value in others[key]]},
-        ).with_columns(pl.lit(None).cast(dtype).alias(name) for name, dtype in list(_REJECT_COLUMNS.items())[2:]).select(
-            pl.col(name).cast(dtype) for name, dtype in _REJECT_COLUMNS.items()
-        ).write_parquet(rejects / "part-repeats.parquet")
-    first.select(columns.names()).write_parquet(rows / "part-00000.parquet")
+def _group(stage: Stage, frame: pl.LazyFrame) -> pl.Expr:
+    """Return a number that is equal for rows of a group."""
+    by = (GROUP,) if GROUP in frame.collect_schema() else stage.by
+    return (pl.col(by[0]) if len(by) == 1 else pl.struct(by)).hash()
 
 
-def decide(node: Node, inputs: list[tuple[pl.LazyFrame, str]], folder: Path) -> Counts:
-    """Write a frame operator's decisions about its first input below `folder`; `inputs` are (frame, key column)."""
-    operator = node.step.operator
-    assert isinstance(operator, FrameOperator)
-    frames = [keyed(frame, key) for frame, key in inputs]
-    decision = operator.function(*frames, node.step.params)
-    if operator.scope != "rows":
-        joined = frames[0].select(KEY).join(decision, on=KEY, how="left", coalesce=False, maintain_order="left")
-        # The decision's own key: null where it forgot a row, which `settle` finds out.
-        decision = joined.drop(KEY).rename({f"{KEY}_right": KEY})
-    part = folder / "decisions" / "part-00000.parquet"
-    part.parent.mkdir()
-    _with_marks(decision).sink_parquet(part, engine="streaming")
-    return settle(node, inputs[0], folder)
+def _scatter(frame: pl.LazyFrame, number: pl.Expr, buckets: int, folder: Path) -> list[pl.LazyFrame]:
+    """Write the rows aside by `number` modulo `buckets` and return each bucket's; one bucket is the frame itself."""
+    if buckets == 1:
+        return [frame]
+    schema = frame.collect_schema()
+    target = pl.PartitionBy(folder, key={"_bucket": (number % buckets).cast(pl.UInt32)}, include_key=False)
+    frame.sink_parquet(target, engine="streaming", compression="lz4", statistics=False, maintain_order=False, mkdir=True)
+    found = [sorted((folder / f"_bucket={bucket}").rglob("*.parquet")) for bucket in range(buckets)]
+    return [pl.scan_parquet(files, hive_partitioning=False) if files else pl.LazyFrame(schema=schema) for files in found]
 
 
-def settle(node: Node, about: tuple[pl.LazyFrame, str], folder: Path) -> Counts:
-    """Check that the decisions in `folder` are about exactly the rows of `about`, in their order, and count them."""
-    frame, key = about
-    decisions = pl.scan_parquet(folder / "decisions" / "*.parquet")
-    rows, decided = (
-        item.select(pl.col(name).count()).collect(engine="streaming").item() for item, name in ((frame, key), (decisions, KEY))
-    )
-    same = rows == decided and bool(
-        pl.concat([frame.select(key), decisions.select(KEY)], how="horizontal")
-        .select(pl.col(key).eq_missing(pl.col(KEY)).all())
-        .collect(engine="streaming")
-        .item()
-    )
-    if not same:
-        raise PtkError(
-            f"step '{node.name}': operator {node.step.operator.name} was given {rows:,} rows and decided about {decided:,} or in another "
-            f"order; a decision keeps every row, with its '{KEY}'"
-        )
-    return rows, _by_reason(decisions)
-
-
-def reshape_rows(node: Node, inputs: list[tuple[pl.LazyFrame, str]], folder: Path) -> Counts:
-    """Write a reshape's rows below `folder`."""
-    operator = node.step.operator
-    assert isinstance(operator, Reshape)
-    rows = folder / "rows" / "part-00000.parquet"
-    rows.parent.mkdir()
-    made = operator.function(*(keyed(frame, key) for frame, key in inputs), node.step.params)
-    made.select(node.schema.names()).sink_parquet(rows, engine="streaming")
-    height, distinct = (
-        pl.scan_parquet(rows).select(pl.len(), pl.col(node.key_column).n_unique()).collect(engine="streaming").row(0)
-    )
-    if height != distinct:
-        raise PtkError(f"step '{node.name}': {height - distinct:,} of {height:,} rows repeat the key '{node.key_column}'")
-    return height, {}
-
-
-def batches_of(frame: pl.LazyFrame, size: int = _BATCH) -> Iterator[pl.DataFrame]:
-    """Yield the frame in its order in batches of `size` rows, the last one smaller; the same at every call."""
-    waiting: list[pl.DataFrame] = []
-    height = 0
-    for chunk in frame.collect_batches(chunk_size=size, maintain_order=True, engine="streaming"):
-        waiting.append(chunk)
-        height += chunk.height
-        while height >= size:
-            whole = pl.concat(waiting)
-            yield whole.head(size)
-            waiting = [whole.slice(size)]
-            height -= size
-    if height:
-        yield pl.concat(waiting)
-
-
-def write_decisions(batches: Iterable[pl.DataFrame], schema: pl.Schema, folder: Path) -> None:
-    """Write decisions that come batch by batch below `folder`; `schema` is that of a decision about no rows."""
-    (folder / "decisions").mkdir()
-    number = -1
-    for number, batch in enumerate(batches):
-        _with_marks(batch.lazy()).collect().write_parquet(folder / "decisions" / f"part-{number:05}.parquet")
-    if number < 0:
-        _with_marks(pl.LazyFrame(schema=schema)).collect().write_parquet(folder / "decisions" / "part-00000.parquet")
-
-
-def compact(frame: pl.LazyFrame, new_columns: Sequence[str], folder: Path) -> None:
-    """Write the rows that the decisions in `folder` let through, so that later steps need not read the others."""
-    (folder / "rows").mkdir()
-    decisions = pl.scan_parquet(folder / "decisions" / "*.parquet").drop(KEY)
-    kept = pl.concat([frame.drop(new_columns, strict=False), decisions], how="horizontal").filter(pl.col(REJECT).is_null())
-    kept.drop(REJECT, DETAIL, RAW).sink_parquet(folder / "rows" / "part-00000.parquet", engine="streaming")
-
-
-def _with_marks(decision: pl.LazyFrame) -> pl.LazyFrame:
-    names = decision.collect_schema().names()
-    missing = [pl.lit(None, pl.String).alias(mark) for mark in (REJECT, DETAIL, RAW) if mark not in names]
-    present = [pl.col(mark).cast(pl.String) for mark in (REJECT, DETAIL, RAW) if mark in names]
-    return decision.with_columns(*missing, *present)
-
-
-def _by_reason(frame: pl.LazyFrame) -> dict[str, int]:
-    counted = frame.filter(pl.col(REJECT).is_not_null()).group_by(REJECT).len().sort(REJECT).collect(engine="streaming")
-    return dict(counted.iter_rows())
+def _height(frame: pl.LazyFrame) -> int:
+    return int(frame.select(pl.len()).collect(engine="streaming").item())
