@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,17 @@ def test_requests_are_sent_with_the_model_s_sampling(tmp_path: Path) -> None:
     session = Session()
     answers(asking(tmp_path, ["a"]), session)
     assert session.sampling == [Sampling(max_tokens=9)]
+
+
+def test_what_an_operator_decides_of_the_sampling_goes_before_the_model_s(tmp_path: Path) -> None:
+    def drawn(frame: pl.DataFrame, answers: Answers, params: NoParams) -> Iterator[Request]:
+        return (replace(one, decided=(("temperature", 0.7), ("stop", ("\n",)))) for one in plain(frame, answers, params))
+
+    session = Session()
+    answers(asking(tmp_path, ["a"], replace(PLAIN, requests=drawn)), session)
+    assert session.sampling == [Sampling(max_tokens=9, temperature=0.7, stop=("\n",))]
+    answers(asking(tmp_path, ["a"]), session)
+    assert session.sampling[1:] == [Sampling(max_tokens=9)]
 
 
 def test_what_was_answered_is_not_asked_again_and_the_model_is_not_opened(tmp_path: Path) -> None:

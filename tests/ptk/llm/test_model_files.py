@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ptk.errors import ModelNotFound
-from ptk.llm.model_files import ModelFiles, find_model_files, model_digest
+from ptk.llm.model_files import ModelFiles, ModelRoots, find_model_files, model_digest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -30,7 +30,7 @@ def write_model(folder: Path) -> Path:
 
 def test_a_folder_is_found_relative_to_the_spec(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "models" / "small")
-    assert find_model_files("models/small", None, tmp_path) == ModelFiles(folder)
+    assert find_model_files("models/small", None, ModelRoots(tmp_path)) == ModelFiles(folder)
 
 
 def test_a_hub_model_in_the_local_cache_is_found_by_branch_and_by_commit(tmp_path: Path) -> None:
@@ -38,8 +38,8 @@ def test_a_hub_model_in_the_local_cache_is_found_by_branch_and_by_commit(tmp_pat
     folder = write_model(repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
-    assert find_model_files("some-org/small", None, tmp_path) == ModelFiles(folder, revision=COMMIT)
-    assert find_model_files("some-org/small", COMMIT, tmp_path) == ModelFiles(folder, revision=COMMIT)
+    assert find_model_files("some-org/small", None, ModelRoots(tmp_path)) == ModelFiles(folder, revision=COMMIT)
+    assert find_model_files("some-org/small", COMMIT, ModelRoots(tmp_path)) == ModelFiles(folder, revision=COMMIT)
 
 
 def test_the_digest_is_of_the_content_and_not_of_the_place(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_model_that_is_not_there_is_named_with_what_was_looked_for(tmp_path: P
     weights = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (half / "model.safetensors.index.json").write_text(json.dumps(weights))
     with pytest.raises(ModelNotFound) as caught:
-        find_model_files(reference, None, tmp_path)
+        find_model_files(reference, None, ModelRoots(tmp_path))
     assert str(caught.value) == message.format(root=tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_a_hub_model_without_a_network_says_what_to_do(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(hub, "snapshot_download", unreachable)
     with pytest.raises(ModelNotFound) as caught:
-        find_model_files("some-org/small", "v2", tmp_path)
+        find_model_files("some-org/small", "v2", ModelRoots(tmp_path))
     assert str(caught.value) == (
         f"no model 'some-org/small' at revision v2: no folder {tmp_path}/some-org/small, not whole in the Hugging Face cache"
         f" ({tmp_path}/hub), and the Hugging Face Hub can't be reached (no connection); fetch it where there is a network"
@@ -123,5 +123,5 @@ def test_a_download_takes_what_a_model_needs_and_its_commit_is_kept(tmp_path: Pa
         return os.fspath(folder if folder.is_dir() else write_model(folder))
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    assert find_model_files("some-org/small", None, tmp_path) == ModelFiles(folder, revision=COMMIT)
+    assert find_model_files("some-org/small", None, ModelRoots(tmp_path)) == ModelFiles(folder, revision=COMMIT)
     assert asked == [("some-org/small", None, False)]

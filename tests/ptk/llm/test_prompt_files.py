@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ptk.errors import SpecError
+from ptk.llm import prompt_files
 from ptk.llm.prompt_files import ExemplarFile, PromptFile, as_text
 
 PROMPT = """\
@@ -109,3 +110,24 @@ def test_one_turn_is_shown_as_it_is_and_several_with_their_roles() -> None:
     ]
     assert as_text(turns[:1]) == "Hello."
     assert as_text(turns) == "User: Hello.\n\nAssistant: Yes?\n\nUser: Why?"
+
+
+def test_a_prompt_can_ask_for_the_difference_first(tmp_path: Path) -> None:
+    shown = PROMPT.replace("{{ prompt }}", "{{ difference }}")
+    with pytest.raises(ValueError, match=r"'user' shows \{\{ difference \}\}, which only a prompt with 'think'"):
+        prompt(tmp_path, shown)
+    with pytest.raises(ValueError, match="'think_form' is the form of an answer to 'think'"):
+        prompt(tmp_path, PROMPT + "think_form: 'It .*'\n")
+    with pytest.raises(SpecError, match=r"own\.yaml:7: think_form: not a regular expression"):
+        prompt(tmp_path, shown + "think: How? {{ other }}\nthink_form: '('\n")
+    made = prompt(tmp_path, shown + "think: How? {{ other }}\n")
+    assert made.think(VALUES) == "How? It depends."
+    assert (made.needs_difference, prompt(tmp_path).needs_difference) == (True, False)
+    assert prompt(tmp_path, PROMPT.replace("{{ persona }}", "{{ difference }} {{ persona }}")).needs_difference
+
+
+@pytest.mark.parametrize("name", PromptFile.names)
+def test_every_shipped_prompt_for_personas_is_read_as_a_file_is(name: str) -> None:
+    folder = Path(prompt_files.__file__).parent / "prompts"
+    assert PromptFile.from_text(f"{name}.yaml", folder).canonical() == PromptFile.shipped(name).canonical()
+    assert PromptFile.shipped(name).content.repair

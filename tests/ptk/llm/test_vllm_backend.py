@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from typing import Any
 import orjson
 import pytest
 
+from adapters import random_adapter
 from ptk.errors import BackendError, ModelNotFound
-from ptk.llm import vllm_backend
-from ptk.llm.backend import ResolvedModel
-from ptk.llm.model_files import find_model_files
+from ptk.llm import engine_process, vllm_backend
+from ptk.llm.backend import ResolvedModel, with_adapters
+from ptk.llm.model_files import ModelRoots, find_model_files
 from ptk.llm.request import Answer, Constraint, Message, Request, Sampling
 from ptk.llm.vllm_backend import VllmSession, VllmSettings, backend
 from ptk.params import canonical
@@ -84,24 +87,24 @@ def test_settings_that_can_not_change_an_answer_stay_out_of_the_key() -> None:
 
 @real
 def test_a_model_has_the_same_identity_whatever_its_unkeyed_settings(tmp_path: Path) -> None:
-    one = backend.resolve(settings(), tmp_path)
-    assert backend.resolve(settings(max_num_seqs=2, kv_cache_gib=0.5), Path("/")) == one
+    one = backend.resolve(settings(), ModelRoots(tmp_path))
+    assert replace(backend.resolve(settings(max_num_seqs=2, kv_cache_gib=0.5), ModelRoots(Path("/"))), engine=one.engine) == one
     assert one.identity == {
         "digest": "c661e31cfe687cbd170822b0ec65b03e2f044d924f2a965fb82c004bf5549cc8",
         "dtype": "float32" if vllm_backend.device() == "cpu" else "bfloat16",
         "quantization": None,
-        "rendering": 1,
+        "rendering": 2,
     }
     assert one.limits == {"max_model_len": 2048}
-    assert backend.resolve(settings(dtype="bfloat16"), tmp_path).identity == {**one.identity, "dtype": "bfloat16"}
-    assert backend.resolve(settings(max_model_len=512), tmp_path).identity == one.identity
+    assert backend.resolve(settings(dtype="bfloat16"), ModelRoots(tmp_path)).identity == {**one.identity, "dtype": "bfloat16"}
+    assert backend.resolve(settings(max_model_len=512), ModelRoots(tmp_path)).identity == one.identity
 
 
 def test_a_model_without_a_chat_template_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelNotFound, match="has no chat template; use an instruction-tuned model"):
-        backend.resolve(VllmSettings(backend="vllm", model="."), tmp_path)
+        backend.resolve(VllmSettings(backend="vllm", model="."), ModelRoots(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,116 @@ def test_the_window_is_the_models_own_where_that_is_smaller(tmp_path: Path, conf
     (tmp_path / "config.json").write_bytes(orjson.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
-    assert backend.resolve(VllmSettings(backend="vllm", model="."), tmp_path).limits == {"max_model_len": window}
+    assert backend.resolve(VllmSettings(backend="vllm", model="."), ModelRoots(tmp_path)).limits == {"max_model_len": window}
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"engine": {"block_sise": 32}}, "vLLM's engine has no argument 'block_sise'; did you mean 'block_size'"),
+        ({"engine": {"block_size": "32"}}, "engine: 'block_size' is integer or null, not \"32\""),
+        ({"engine": {"kv_cache_dtype": "fp9"}}, "engine: 'kv_cache_dtype' can't be 'fp9'; did you mean 'fp8'"),
+        ({"engine": {"dtype": "half"}}, "engine: 'dtype': write dtype beside `engine`, not in it"),
+        ({"engine": {"hf_token": "hf_x"}}, "engine: 'hf_token': a token comes from the environment alone: set HF_TOKEN"),
+        ({"engine": {"worker_cls": "a.B"}}, "engine: 'worker_cls': it names code to run, which a spec may not"),
+        ({"quantization": "awk"}, "vLLM knows no quantization 'awk'; did you mean 'awq'"),
+    ],
+)
+def test_what_the_engine_can_not_be_told_is_refused_before_it_is_started(given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        settings(**given)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A folder that looks like a model, and beside it one that looks like its adapter."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"adapter")
+    write_adapter(tmp_path, base_model_name_or_path=str(tmp_path / "model"))
+    return tmp_path
+
+
+def write_adapter(root: Path, **given: Any) -> None:
+    config = {"peft_type": "LORA", "r": 12, "lora_alpha": 24, "target_modules": ["q_proj"], **given}
+    (root / "adapter" / "adapter_config.json").write_bytes(orjson.dumps(config))
+
+
+def resolved(root: Path, **given: Any) -> ResolvedModel:
+    return backend.resolve(VllmSettings(backend="vllm", model="model", **given), ModelRoots(root))
+
+
+def test_arguments_that_decide_answers_are_part_of_the_identity_and_others_of_the_engine_alone(tiny: Path) -> None:
+    plain = resolved(tiny)
+    fast = resolved(tiny, engine={"block_size": 32, "enforce_eager": True}, tensor_parallel_size=2, pipeline_parallel_size=2)
+    assert (fast.identity, fast.engine != plain.engine) == (plain.identity, True)
+    rounded = resolved(tiny, engine={"kv_cache_dtype": "fp8"})
+    assert rounded.identity == {**plain.identity, "engine": {"kv_cache_dtype": "fp8"}}
+    cut = resolved(tiny, on_long="truncate_left", max_model_len=512)
+    assert cut.identity == {**plain.identity, "on_long": ["truncate_left", 512]}
+    arguments = vllm_backend.engine_arguments(
+        VllmSettings(backend="vllm", model="model", engine={"enforce_eager": False}, tensor_parallel_size=2), plain, "cpu"
+    )
+    assert (arguments["enforce_eager"], arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (False, 2, 1)
+
+
+def test_an_adapter_is_part_of_the_identity_by_its_content_and_shares_the_engine_of_its_base(tiny: Path) -> None:
+    plain, adapted = resolved(tiny), resolved(tiny, adapter="adapter")
+    assert adapted.engine == plain.engine
+    assert adapted.identity["digest"] == plain.identity["digest"]
+    assert (adapted.adapter, adapted.reference) == (tiny / "adapter", "model + adapter")
+    write_adapter(tiny, base_model_name_or_path=str(tiny / "model"), inference_mode=True, peft_version="9")
+    assert resolved(tiny, adapter="adapter").identity == adapted.identity
+    write_adapter(tiny, base_model_name_or_path=str(tiny / "model"), lora_alpha=48)
+    assert resolved(tiny, adapter="adapter").identity != adapted.identity
+    assert with_adapters(plain, [plain, adapted]).adapters == (tiny / "adapter",)
+    other = resolved(tiny, adapter="adapter", max_num_seqs=3)
+    assert with_adapters(plain, [other]).adapters == ()
+    assert vllm_backend._adapter_arguments((tiny / "adapter",)) == {
+        "enable_lora": True,
+        "max_lora_rank": 16,
+        "max_loras": 1,
+        "max_cpu_loras": 1,
+    }
+    assert vllm_backend._adapter_arguments(()) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"base_model_name_or_path": "some/other"}, "adapter 'adapter' was trained on 'some/other', not on 'model'"),
+        ({"base_model_name_or_path": "/elsewhere/other"}, "was trained on '/elsewhere/other', not on 'model'"),
+        ({}, "does not say which model the adapter was trained on"),
+        ({"peft_type": "IA3"}, "holds no LoRA adapter"),
+        ({"use_dora": True, "base_model_name_or_path": "model"}, "holds no plain LoRA adapter"),
+        ({"r": 1024, "base_model_name_or_path": "model"}, "vLLM applies adapters of rank 512 at most, not 1024"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_by_name(tiny: Path, config: dict[str, Any], complaint: str) -> None:
+    write_adapter(tiny, **config)
+    with pytest.raises(ModelNotFound, match=complaint):
+        resolved(tiny, adapter="adapter")
+    with pytest.raises(ModelNotFound, match="no adapter 'nowhere': no folder"):
+        resolved(tiny, adapter="nowhere")
+    (tiny / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelNotFound, match=r"lacks adapter_model\.safetensors"):
+        resolved(tiny, adapter="adapter")
+
+
+def test_an_adapter_may_name_its_model_as_it_was_called_where_it_was_trained(tiny: Path) -> None:
+    for base in ("model", "/another/machine/model"):
+        write_adapter(tiny, base_model_name_or_path=base)
+        assert resolved(tiny, adapter="adapter").adapter == tiny / "adapter"
+    copy = tiny / "a copy"
+    shutil.copytree(tiny / "model", copy)
+    write_adapter(tiny, base_model_name_or_path=str(copy))
+    assert resolved(tiny, adapter="adapter").adapter == tiny / "adapter"
+    (copy / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ModelNotFound, match="was trained on"):
+        resolved(tiny, adapter="adapter")
 
 
 # ---------------------------------------------------------------------------------------------------------- the process
@@ -139,7 +251,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (tmp_path / "stand_in_worker.py").write_text(STAND_IN.format(start=start, each=each))
         monkeypatch.setattr(vllm_backend, "WORKER", "stand_in_worker")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        monkeypatch.setattr(vllm_backend.tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setattr(engine_process.tempfile, "tempdir", str(tmp_path))
         model = ResolvedModel(MODEL, {"dtype": "float32"}, {"max_model_len": 64}, tmp_path)
         opened.append(backend.open(settings(max_num_seqs=2, **given), model))
         return opened[-1]
@@ -241,19 +353,20 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_engine(stand_in: Any) -> None
 
 PARENT = """
 import sys, pathlib
+from ptk.llm.model_files import ModelRoots
 from ptk.llm.vllm_backend import *
 settings = VllmSettings(backend="vllm", model={model!r}, max_num_seqs=4, kv_cache_gib=0.5)
 real = VllmSession._start
 def start(session):
-    import ptk.llm.vllm_backend as module
-    wait = module._Engine.wait_until_ready
+    import ptk.llm.engine_process as module
+    wait = module.EngineProcess.wait_until_ready
     def told(engine, *given):
         print(engine.process.pid, flush=True)
         wait(engine, *given)
-    module._Engine.wait_until_ready = told
+    module.EngineProcess.wait_until_ready = told
     return real(session)
 VllmSession._start = start
-session = backend.open(settings, backend.resolve(settings, pathlib.Path()))
+session = backend.open(settings, backend.resolve(settings, ModelRoots(pathlib.Path())))
 print("ready", flush=True)
 """
 
@@ -293,9 +406,20 @@ def test_killing_the_parent_while_the_engine_answers_ends_the_engine() -> None:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSession]:
-    chosen = settings(max_num_seqs=8, kv_cache_gib=0.5, max_model_len=1024)
-    with backend.open(chosen, backend.resolve(chosen, tmp_path_factory.getbasetemp())) as opened:
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two folders with adapters of the bundled model, of different ranks, whose weights are drawn at random."""
+    base = find_model_files(MODEL, None, ModelRoots(Path())).folder
+    made = [random_adapter(tmp_path_factory.mktemp("adapter"), base, rank=rank, seed=seed) for seed, rank in ((1, 8), (2, 16))]
+    return made[0], made[1]
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory, adapters: tuple[Path, Path]) -> Iterator[VllmSession]:
+    """An engine that has room for adapters; requests that name none are the plain model's."""
+    chosen = settings(max_num_seqs=8, kv_cache_gib=0.5, max_model_len=1024, engine={"block_size": 32})
+    model = backend.resolve(chosen, ModelRoots(tmp_path_factory.getbasetemp()))
+    others = [replace(model, adapter=adapter) for adapter in adapters]
+    with backend.open(chosen, with_adapters(model, others)) as opened:
         yield opened
 
 
@@ -312,7 +436,7 @@ def test_greedy_answers_are_those_of_transformers(session: VllmSession, tmp_path
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = find_model_files(MODEL, None, tmp_path).folder
+    folder = find_model_files(MODEL, None, ModelRoots(tmp_path)).folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = []
@@ -325,10 +449,48 @@ def test_greedy_answers_are_those_of_transformers(session: VllmSession, tmp_path
 
 
 @real
+def test_models_on_one_base_share_an_engine_and_each_request_has_its_own_adapter(
+    session: VllmSession, adapters: tuple[Path, Path]
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = find_model_files(MODEL, None, ModelRoots(Path())).folder
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expected = []
+    for adapter in (None, *adapters):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = model if adapter is None else PeftModel.from_pretrained(model, adapter)
+        for question in QUESTIONS[:2]:
+            turns = [{"role": "user", "content": question}]
+            prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+            tokens = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+            expected.append(tokenizer.decode(tokens, skip_special_tokens=True))
+    requests = [ask(question, 8, adapter=adapter) for adapter in (None, *adapters) for question in QUESTIONS[:2]]
+    assert [answer.text for answer in answers(session, requests)] == expected
+    assert len(set(expected)) == 6
+
+
+@real
+@pytest.mark.slow
+def test_a_long_prompt_is_cut_by_declared_policy_and_says_so(tmp_path: Path) -> None:
+    chosen = settings(max_num_seqs=4, kv_cache_gib=0.5, max_model_len=256, on_long="truncate_middle")
+    long = "Begin. " + "word " * 600 + "What is the capital of France?"
+    with backend.open(chosen, backend.resolve(chosen, ModelRoots(tmp_path))) as opened:
+        cut, short, scored = answers(opened, [ask(long), ask("Name a tree."), ask(long, scored=("Yes", "No"))])
+    assert (cut.error, short.cut_tokens, scored.error) == (None, 0, None)
+    assert cut.prompt_tokens in range(256 - 24 - 4, 256 - 24 + 1)
+    assert scored.prompt_tokens in range(256 - 1 - 4, 256)
+    (whole,) = backend.count_tokens(chosen, backend.resolve(chosen, ModelRoots(tmp_path)), [ask(long)]) or [0]
+    assert cut.cut_tokens == whole - cut.prompt_tokens
+
+
+@real
 def test_prompts_and_counts_are_those_of_transformers_and_of_the_engine(session: VllmSession, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    model = backend.resolve(settings(), tmp_path)
+    model = backend.resolve(settings(), ModelRoots(tmp_path))
     texts = [
         "",
         " two  spaces ",
@@ -348,7 +510,8 @@ def test_prompts_and_counts_are_those_of_transformers_and_of_the_engine(session:
     tokenizer = AutoTokenizer.from_pretrained(model.path)
     expected = []
     for request in requests:
-        turns = [{"role": message.role, "content": message.content} for message in request.messages]
+        # A special token in a text is written with a blank inside, so that it is text to the model too.
+        turns = [{"role": m.role, "content": m.content.replace("<|im_end|>", "< |im_end|>")} for m in request.messages]
         if request.prefill:
             turns.append({"role": "assistant", "content": request.prefill})
         ids = tokenizer.apply_chat_template(

@@ -33,6 +33,13 @@ class Tally:
     output_tokens: int = 0
     cached_tokens: int = 0
     seconds: float = 0.0
+    """From the first request sent to the last answer stored."""
+    starting: float = 0.0
+    """Until the model was there."""
+    unanswered: int = 0
+    """Different requests that failed for now: a later run asks them again."""
+    truncated: int = 0
+    """Requests, answered before or now, of whose prompt something was left out to fit the model's window."""
 
 
 @dataclass(slots=True)
@@ -47,12 +54,15 @@ class Asking:
     store: AnswerStore
     on_progress: Callable[[Tally], None] = lambda tally: None
     tally: Tally = field(default_factory=Tally)
+    allow: Callable[[int], None] = lambda requests: None
+    """Called with the number of requests of each round before any of them is asked; raises where they are too many."""
     _index: list[pl.DataFrame] = field(default_factory=list)
     """For each batch: row, slot and key of every request so far."""
     _earlier: list[pl.DataFrame] = field(default_factory=list)
     """The same, without the requests of the round at work: what that round's requests are made from."""
     _refused: dict[str, Answer] = field(default_factory=dict)
-    """Requests the model can't take (a prompt too long), by key: cheap to find again, so they are not stored."""
+    """Requests that have no answer, by key: those the model can't take (a prompt too long), which is cheap to find again, and
+    those that failed for now."""
 
     def outstanding(self) -> int:
         """Return how many different requests of the first round have no stored answer. Asks nothing."""
@@ -62,6 +72,11 @@ class Asking:
     def request_count(self) -> int:
         """Return how many different requests were noted."""
         return self._keys()["key"].n_unique()
+
+    def first_requests(self) -> Iterator[Request]:
+        """Yield the requests of the first round, answered or not. Asks nothing."""
+        for batch in self.batches():
+            yield from self._requests(batch, {})
 
     def to_ask(self) -> Iterator[Request]:
         """Yield the requests of the first round that have no stored answer. Asks nothing."""
@@ -77,7 +92,6 @@ class Asking:
         `again` asks even what is answered already. The session is opened only if something is missing. Raises BackendError
         when the model stays out of reach; answers that came before that are stored.
         """
-        started = time.monotonic()
         asked: set[bytes] = set()
         for _ in range(self.operator.max_rounds):
             if not self._note_requests():
@@ -90,8 +104,13 @@ class Asking:
             self.tally.answered_before = self.tally.total - len(asked)
             self.on_progress(self.tally)
             if missing:
-                self._ask(open_session(), missing)
-                self.tally.seconds = time.monotonic() - started
+                self.allow(len(missing))
+                started = time.monotonic()
+                session = open_session()
+                opened = time.monotonic()
+                self.tally.starting += opened - started
+                self._ask(session, missing)
+                self.tally.seconds += time.monotonic() - opened
         yield from self._collected()
 
     def _note_requests(self) -> bool:
@@ -119,7 +138,9 @@ class Asking:
 
     def _requests(self, batch: pl.DataFrame, answers: Mapping[tuple[str, str], Answer]) -> Iterator[Request]:
         for request in self.operator.requests(batch, answers, self.params):
-            yield replace(request, sampling=self.sampling)
+            own = dict(request.decided)
+            sampling = self.sampling.model_copy(update=own) if own else self.sampling
+            yield replace(request, sampling=sampling, adapter=self.model.adapter)
 
     def _keys(self) -> pl.DataFrame:
         if not self._index:
@@ -146,6 +167,7 @@ class Asking:
                 self.tally.cached_tokens += answer.cached_tokens
                 if answer.error is not None:
                     self._refused[answer.key] = answer
+                    self.tally.unanswered += answer.unanswered
                 else:
                     chunk.append(answer)
                 self.on_progress(self.tally)
@@ -168,10 +190,11 @@ class Asking:
 
     def _mapping(self, found: pl.DataFrame) -> dict[tuple[str, str], Answer]:
         answers: dict[tuple[str, str], Answer] = {}
-        for row, slot, raw, text, reason, prompt, output, cached in found.iter_rows():
+        for row, slot, raw, text, reason, prompt, output, cached, scores, cut in found.iter_rows():
             key = raw.hex()
             if text is not None:
-                answers[row, slot] = Answer(key, text, reason, prompt, output, cached)
+                known = None if scores is None else tuple(scores)
+                answers[row, slot] = Answer(key, text, reason, prompt, output, cached, known, cut_tokens=cut or 0)
             elif key in self._refused:
                 answers[row, slot] = self._refused[key]
         return answers
@@ -179,7 +202,9 @@ class Asking:
     def _collected(self) -> Iterator[pl.DataFrame]:
         answers = self._answers_by_batch(self._index)
         for batch in self.batches():
-            decision = self.operator.collect(batch, next(answers), self.params)
+            given = next(answers)
+            self.tally.truncated += sum(1 for answer in given.values() if answer.cut_tokens)
+            decision = self.operator.collect(batch, given, self.params)
             joined = batch.select(KEY).join(decision, on=KEY, how="left", coalesce=False, maintain_order="left")
             # The decision's own key: null where it forgot a row, which is then found out.
             yield joined.drop(KEY).rename({f"{KEY}_right": KEY})

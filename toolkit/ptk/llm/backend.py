@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from ptk.llm.model_files import ModelRoots, ModelVersion
 from ptk.llm.request import Answer, Request, Sampling
 from ptk.params import Params
 
-__all__ = ["Backend", "ModelSettings", "ResolvedModel", "Session"]
+__all__ = ["Backend", "ModelSettings", "ResolvedModel", "Session", "with_adapters"]
 
 
 class ModelSettings(Params):
@@ -31,11 +32,27 @@ class ResolvedModel:
     limits: Mapping[str, Any]
     """What decides which requests are refused (the window), but no answer: part of a step's key, not of a request's."""
     path: Path | None = None
-    """Folder with the model's files, or None for an endpoint."""
+    """Folder with the model's files; of an endpoint's, the folder with its tokenizer, where one is named."""
     revision: str | None = None
     """Commit of a model from the Hub."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Further facts for the catalog: licence, parameters."""
+    engine: str | None = None
+    """Models with the same name here are answered by one session; None is a session of its own."""
+    adapter: Path | None = None
+    """Folder of the LoRA adapter that the engine applies to this model's requests."""
+    adapters: tuple[Path, ...] = ()
+    """Adapters of all models that the session will be asked for, filled in by whoever opens it."""
+    versions: tuple[ModelVersion, ...] = ()
+    """Versions of the catalog that the model and its adapter are."""
+    waits_for: str | None = None
+    """The step that has yet to make its files: until then it can't be asked, and its identity is a stand-in."""
+
+
+def with_adapters(model: ResolvedModel, others: Iterable[ResolvedModel]) -> ResolvedModel:
+    """Return the model with the adapters of all models, its own among them, that share its engine."""
+    sharing = (other for other in (model, *others) if other is model or (model.engine and other.engine == model.engine))
+    return replace(model, adapters=tuple(sorted({other.adapter for other in sharing if other.adapter is not None})))
 
 
 class Session(Protocol):
@@ -57,15 +74,34 @@ class Backend(Protocol):
     """One way to reach models. Third parties add backends by the entry point group `ptk.backends`."""
 
     settings: type[ModelSettings]
+    remote: bool
+    """Whether its models run elsewhere, so that a session needs no memory here and no worker of a cluster."""
+    gives: frozenset[str]
+    """What its models can be asked for: `answers` to be written, `likelihoods` of answers that are given."""
 
-    def resolve(self, settings: Any, root: Path) -> ResolvedModel:
-        """Find the model without loading it; relative paths are against `root`. Raises ModelNotFound."""
+    def resolve(self, settings: Any, roots: ModelRoots) -> ResolvedModel:
+        """Find the model without loading it; names that are no other's lead where `roots` says. Raises ModelNotFound."""
+        ...
+
+    def device(self) -> str | None:
+        """Return what kind of processor its models run on here, where that decides a setting that was left open, else None."""
         ...
 
     def open(self, settings: Any, model: ResolvedModel) -> Session:
         """Load the model. Raises BackendError."""
         ...
 
+    def prompt_text(self, settings: Any, model: ResolvedModel, request: Request) -> str | None:
+        """Return the text that the model continues, or None where the backend does not know it. Loads no model."""
+        ...
+
     def count_tokens(self, settings: Any, model: ResolvedModel, requests: list[Request]) -> list[int] | None:
         """Return the prompt tokens of each request, or None where the tokenizer is not at hand. Loads no model."""
+        ...
+
+    def shared_tokens(self, settings: Any, model: ResolvedModel, requests: list[Request]) -> list[int] | None:
+        """Return how many prompt tokens of each request need no computing when they are asked in this order: an earlier one began with them.
+
+        None where that can't be told. Loads no model.
+        """
         ...

@@ -7,7 +7,7 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["child_environment"]
+__all__ = ["child_environment", "computing"]
 
 
 def child_environment(forced: Mapping[str, str] | None = None, defaults: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -23,3 +23,12 @@ def child_environment(forced: Mapping[str, str] | None = None, defaults: Mapping
     if home not in inherited and home != sysconfig.get_path("purelib"):
         environment["PYTHONPATH"] = os.pathsep.join([*inherited, home])
     return environment
+
+
+def computing() -> dict[str, str]:
+    """Return defaults for a child that computes: a thread a core, which sleeps while it waits.
+
+    Threads that spin while they wait take the core from the thread that they wait for.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}

@@ -18,7 +18,21 @@ from ptk.files import sha256_of_file
 from ptk.llm.bundled import BUNDLED, bundled_model, bundled_model_folder
 from ptk.params import suggestion
 
-__all__ = ["ModelFiles", "find_model_files", "model_digest", "read_json_file"]
+__all__ = [
+    "CATALOG",
+    "STEP",
+    "ModelFiles",
+    "ModelRoots",
+    "ModelVersion",
+    "find_model_files",
+    "find_model_folder",
+    "find_tokenizer_files",
+    "model_digest",
+    "read_json_file",
+]
+
+CATALOG = "catalog:"
+STEP = "step:"
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 OTHERS = (".json", ".jinja", ".model", ".tiktoken", ".py")
@@ -31,6 +45,31 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRoots:
+    """Where a model's name leads that is no name of the Hub's."""
+
+    folder: Path
+    """Of the spec: relative paths are against it."""
+    catalog: str | None = None
+    """Where the catalog is, as a path or URL; None is the usual place below the current folder."""
+    steps: Mapping[str, Path] = field(default_factory=dict)
+    """Folders that finished steps made, by what stands behind `step:`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A version of the catalog that is a model."""
+
+    reference: str
+    """As `entry@v3`, however it was referred to."""
+    digest: str
+    catalog: str
+    """Root of the catalog it is in."""
+    base_model: str | None
+    """What it was made from, as the catalog has it."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFiles:
     """A model found on this machine."""
 
@@ -38,20 +77,34 @@ class ModelFiles:
     revision: str | None = None
     """Commit on the Hub."""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    version: ModelVersion | None = None
+    """The version in the catalog, where it comes from there."""
 
 
-def find_model_files(reference: str, revision: str | None, root: Path) -> ModelFiles:
-    """Return the folder of `bundled/NAME`, of a local path (relative to `root`), or of a Hub id `org/name` at `revision`.
+def find_model_files(reference: str, revision: str | None, roots: ModelRoots) -> ModelFiles:
+    """Return the folder of a model and what is known of it.
 
-    A bundled model is converted and a Hub model downloaded at first use. Raises ModelNotFound: what was looked for, and what to
-    write instead.
+    `reference` is `bundled/NAME`, `catalog:ENTRY@REF`, `step:NAME`, a path, or a Hub id `org/name` at `revision`. A bundled model is
+    converted and a Hub model downloaded at first use. Raises ModelNotFound: what was looked for, and what to write instead.
     """
+    if revision is not None and reference.startswith((CATALOG, STEP, "bundled/")):
+        what = f"write {reference.partition('@')[0]}@{revision}" if reference.startswith(CATALOG) else "leave it out"
+        raise ModelNotFound(f"`revision` is for models of the Hugging Face Hub, which '{reference}' is not; {what}")
+    if reference.startswith((CATALOG, STEP)):
+        found = find_model_folder(reference, roots)
+        if (found.folder / "adapter_config.json").is_file() and not (found.folder / "config.json").is_file():
+            base = read_json_file(found.folder / "adapter_config.json").get("base_model_name_or_path")
+            raise ModelNotFound(
+                f"'{reference}' is an adapter, not a whole model; write `adapter: {reference}` and `model: {base}`"
+            )
+        _check_whole(found.folder, reference)
+        return found
     if reference.startswith("bundled/"):
         name = reference.removeprefix("bundled/")
         model = bundled_model(name)
         notes = {"licence": model.licence, "parameters": model.parameters, "package": model.requirement}
         return ModelFiles(bundled_model_folder(name), notes=notes)
-    path = root / Path(reference).expanduser()
+    path = roots.folder / Path(reference).expanduser()
     if path.is_dir():
         _check_whole(path, reference)
         return ModelFiles(path.resolve())
@@ -64,6 +117,38 @@ def find_model_files(reference: str, revision: str | None, root: Path) -> ModelF
             f"{suggestion(reference, known)}"
         )
     return _hub_model(reference, revision, path)
+
+
+def find_model_folder(reference: str, roots: ModelRoots) -> ModelFiles:
+    """Return what `catalog:ENTRY@REF`, `step:NAME` or a path leads to, whole model or adapter. Raises ModelNotFound."""
+    if reference.startswith(CATALOG):
+        return _catalog_model(reference, roots)
+    if reference.startswith(STEP):
+        name = reference.removeprefix(STEP)
+        if name not in roots.steps:
+            raise ModelNotFound(f"'{reference}' can't be used here: it stands under `models` of a spec, for what a step makes")
+        return ModelFiles(roots.steps[name])
+    folder = (roots.folder / Path(reference).expanduser()).resolve()
+    if not folder.is_dir():
+        raise ModelNotFound(f"no adapter '{reference}': no folder {folder}")
+    return ModelFiles(folder)
+
+
+def find_tokenizer_files(reference: str, roots: ModelRoots) -> Path:
+    """Return a folder with a model's tokenizer and chat template, named as a model is; weights need not be there.
+
+    Of a model of the Hub only those files are downloaded. Raises ModelNotFound.
+    """
+    path = roots.folder / Path(reference).expanduser()
+    elsewhere = reference.startswith(("bundled/", CATALOG, STEP))
+    if elsewhere or (not path.is_dir() and not HUB_NAME.fullmatch(reference)):
+        return find_model_files(reference, None, roots).folder
+    folder = path.resolve() if path.is_dir() else _cached_snapshot(reference, "main")
+    if folder is None or (not path.is_dir() and not (folder / "tokenizer.json").is_file()):
+        folder = _hub_download(reference, None, path, weights=False)
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelNotFound(f"the folder of tokenizer '{reference}' ({folder}) lacks tokenizer.json")
+    return folder
 
 
 def model_digest(folder: Path) -> str:
@@ -107,10 +192,35 @@ def _check_whole(folder: Path, reference: str) -> None:
         raise ModelNotFound(f"the folder of model '{reference}' ({folder}) lacks {', '.join(missing)}")
 
 
+def _catalog_model(reference: str, roots: ModelRoots) -> ModelFiles:
+    import ptk_catalog
+
+    try:
+        catalog = ptk_catalog.open(roots.catalog or "catalog/store", create=False)
+        version = catalog.version(reference.removeprefix(CATALOG))
+        # The version, not the reference: a tag may move meanwhile.
+        folder = catalog.load_model(version.reference)
+        manifest = version.model
+    except ptk_catalog.CatalogError as error:
+        raise ModelNotFound(f"no model '{reference}': {error}") from error
+    notes = {"licence": version.licence} if version.licence is not None else {}
+    return ModelFiles(
+        folder,
+        notes=notes,
+        version=ModelVersion(version.reference, version.digest, catalog.root, manifest.base_model),
+    )
+
+
 def _hub_model(reference: str, revision: str | None, path: Path) -> ModelFiles:
     cached = _cached_snapshot(reference, revision or "main")
     if cached is not None and not _missing_files(cached):
         return ModelFiles(cached, revision=cached.name)
+    folder = _hub_download(reference, revision, path, weights=True)
+    _check_whole(folder, reference)
+    return ModelFiles(folder, revision=folder.name)
+
+
+def _hub_download(reference: str, revision: str | None, path: Path, *, weights: bool) -> Path:
     sought = f"no folder {path}, not whole in the Hugging Face cache ({_hub_cache()})"
     try:
         from huggingface_hub import snapshot_download
@@ -125,14 +235,14 @@ def _hub_model(reference: str, revision: str | None, path: Path) -> ModelFiles:
         raise ModelNotFound(
             f"no model '{reference}': {sought}, and the package huggingface-hub that could fetch it is not installed"
         ) from error
-    patterns = ["*.safetensors", *(f"*{ending}" for ending in OTHERS), *TEXTS]
+    patterns = [*(["*.safetensors"] if weights else []), *(f"*{ending}" for ending in OTHERS), *TEXTS]
     beside = ["*/*", "consolidated*"]  # the same weights in other formats
     known = suggestion(reference, [f"bundled/{name}" for name in BUNDLED])
     at = f" at revision {revision}" if revision else ""
     try:
         # Weights as safetensors wherever there are any; the older formats hold the same numbers once more.
         folder = Path(snapshot_download(reference, revision=revision, allow_patterns=patterns, ignore_patterns=beside))
-        if not any(folder.glob("*.safetensors")):
+        if weights and not any(folder.glob("*.safetensors")):
             folder = Path(
                 snapshot_download(reference, revision=revision, allow_patterns=[*patterns, "*.bin"], ignore_patterns=beside)
             )
@@ -147,8 +257,7 @@ def _hub_model(reference: str, revision: str | None, path: Path) -> ModelFiles:
             f"no model '{reference}'{at}: {sought}, and the Hugging Face Hub can't be reached ({_first_line(error)}); fetch it where"
             f" there is a network (hf download {reference}) and point HF_HOME to it, or name a folder{known}"
         ) from error
-    _check_whole(folder, reference)
-    return ModelFiles(folder, revision=folder.name)
+    return folder
 
 
 def _cached_snapshot(reference: str, revision: str) -> Path | None:
