@@ -1,0 +1,1 @@
+"""Studies: people rate personas and responses blind, and what they say is measured."""
