@@ -1,0 +1,1 @@
+"""A catalog as a static site: pages that need no server and no network."""
