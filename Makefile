@@ -52,6 +52,10 @@ format: $(READY)  ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: docs
+docs: $(READY)  ## make the documentation site in docs/_build
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build
+
 .PHONY: build
 build: $(READY)  ## make the source archive and the wheel in dist/
 	$(BIN)/python -m build --no-isolation
