@@ -15,10 +15,11 @@ MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
 import polars as pl
-from ptk.engines import polars as engine
+from ptk.engines import engine
 from ptk.label.infer_personas import InferPersonas, infer_personas
 from ptk.llm.answers import AnswerStore
 from ptk.llm.ask import Asking
+from ptk.llm.model_files import ModelRoots
 from ptk.llm.request import Sampling
 from ptk.llm.scripted import ScriptedSettings, backend
 
@@ -28,7 +29,7 @@ params = InferPersonas.model_validate_json(
     '{"model": "labeler", "exemplars": "exemplars.yaml"}', context={"root": folder}
 )
 settings = ScriptedSettings(backend="scripted", model="persona")
-model = backend.resolve(settings, folder)
+model = backend.resolve(settings, ModelRoots(folder))
 
 
 def megabytes():
