@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from hub_stand_in import TOKEN, Hub
+from servers import running_s3
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,6 +37,10 @@ steps:
 outputs:
   small/personas: {from: personas, licence: cc0-1.0, tags: [latest]}
 """
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="write the files that renderings are compared with anew")
 
 
 def pairs(count: int) -> list[dict[str, Any]]:
@@ -74,3 +81,33 @@ def ptk(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of the one S3 store of all tests: file systems made for an endpoint are kept for the whole process."""
+    with running_s3() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stand-in for the Hub that this process, and those it starts, take for the Hub."""
+    from huggingface_hub import constants
+
+    server = Hub()
+    for name, value in {**server.environment, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    # These were read from the environment when the module was imported.
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def token() -> str:
+    return TOKEN

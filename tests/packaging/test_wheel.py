@@ -83,7 +83,19 @@ def test_the_wheel_holds_the_three_packages_and_the_starter_and_nothing_else(whe
 def test_the_wheel_names_its_licence_command_and_extras(wheel: zipfile.ZipFile) -> None:
     metadata = message_from_bytes(wheel.read(f"{DIST_INFO}/METADATA"))
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"all", "cpu", "dask", "dev", "gpu", "hub", "train"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "all",
+        "cpu",
+        "dask",
+        "delta",
+        "dev",
+        "gpu",
+        "hub",
+        "postgres",
+        "s3",
+        "train",
+        "triton",
+    }
     assert wheel.read(f"{DIST_INFO}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     assert "[console_scripts]\nptk = ptk.cli:main\n" in wheel.read(f"{DIST_INFO}/entry_points.txt").decode()
 

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
+import ptk_catalog
 from ptk.cli import main
 
 Ptk = Callable[..., subprocess.CompletedProcess[str]]
@@ -87,7 +89,7 @@ def test_a_run_prints_one_json_document_and_all_else_on_stderr(project: Path, pt
     done = ptk("run", "spec.yaml", "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert list(summary) == ["spec", "seconds", "steps", "outputs", "catalog"]
+    assert list(summary) == ["spec", "seconds", "steps", "outputs", "catalog", "failed", "skipped", "published", "report"]
     counts = {"rows_in": 10, "rows_out": 10, "rejected": {}}
     assert {name: {field: step[field] for field in counts} for name, step in summary["steps"].items()} == {
         "pairs": counts,
@@ -172,8 +174,8 @@ def test_the_catalog_prints_one_json_document_a_command(project: Path, inside: I
     tagged = document(inside("catalog", "tag", "small/personas@v1", "good", "--json"))
     facts = {"entry": "small/personas", "version": "v1", "digest": run["outputs"][0]["digest"], "rows": 10, "tags": ["latest"]}
     assert [{name: item[name] for name in facts} for item in (*listed, *logged, shown)] == [facts] * 3
-    assert shown == logged[0]
-    assert (shown["licence"], shown["key"], len(shown["schema"])) == ("cc0-1.0", ["pair_id"], 7)
+    assert listed == logged == [{name: shown[name] for name in listed[0]}]
+    assert (shown["licence"], shown["key"], len(shown["schema"])) == ("cc0-1.0", ["pair_id"], 8)
     assert [step["name"] for step in shown["lineage"]["steps"]] == ["pairs", "unique", "personas"]
     assert verified == {"entry": "small/personas", "version": "v1", "digest": facts["digest"], "verified": True}
     assert tagged == {"entry": "small/personas", "version": "v1", "tags": ["good", "latest"]}
@@ -202,6 +204,151 @@ def test_a_sample_registers_nothing(project: Path, inside: Inside) -> None:
     assert not (project / "catalog").exists()
     _, out, _ = inside("run", "spec.yaml", "--sample", "3")
     assert "Nothing was registered in the catalog." in out
+
+
+def test_the_catalog_is_swept_and_brought_up_to_date(project: Path, inside: Inside) -> None:
+    inside("run", "spec.yaml")
+    orphan = project / "catalog" / "store" / "parts" / "aa" / f"{'a' * 64}.parquet"
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(b"left by a killed commit")
+    first = document(inside("catalog", "gc", "--json"))
+    assert (first["files"], first["young"]) == (0, 1)
+    told = document(inside("catalog", "gc", "--grace-hours", "0", "--dry-run", "--json"))
+    assert (told["files"], told["bytes"], orphan.exists()) == (1, 23, True)
+    code, out, _ = inside("catalog", "gc", "--grace-hours", "0")
+    assert (code, out.split(" removed")[0], orphan.exists()) == (0, "1 files of 23 bytes", False)
+    assert document(inside("catalog", "verify", "small/personas", "--json"))["verified"]
+    migrated = document(inside("catalog", "migrate", "--json"))
+    assert migrated["before"] == migrated["now"]
+
+
+def test_a_model_in_the_catalog_is_listed_and_shown(project: Path, inside: Inside) -> None:
+    (project / "adapter").mkdir()
+    (project / "adapter" / "adapter_config.json").write_text("{}")
+    made = ptk_catalog.open(project / "catalog" / "store")
+    made.commit_model("models/small", project / "adapter", base_model="org/base", metrics={"loss": 1.5})
+    shown = document(inside("catalog", "show", "models/small", "--json"))
+    assert (shown["kind"], shown["base_model"], shown["metrics"], shown["files"]) == (
+        "model",
+        "org/base",
+        {"loss": 1.5},
+        {"adapter_config.json": 2},
+    )
+    code, out, _ = inside("catalog", "show", "models/small")
+    assert (code, out.splitlines()[0]) == (0, "models/small@v1")
+    assert "models/small" in inside("catalog", "ls")[1]
+
+
+def test_versions_are_compared_walked_and_written_out(project: Path, inside: Inside) -> None:
+    inside("run", "spec.yaml")
+    lines = (project / "pairs.jsonl").read_text().splitlines()
+    flipped = json.loads(lines[0])
+    flipped["chosen"], flipped["rejected"] = flipped["rejected"], flipped["chosen"]
+    (project / "pairs.jsonl").write_text("\n".join([json.dumps(flipped), *lines[2:]]))
+    inside("run", "spec.yaml")
+    told = document(inside("catalog", "diff", "small/personas@v1", "small/personas@v2", "--json"))
+    assert (told["rows"]["before"], told["rows"]["after"], told["rows"]["added"], told["rows"]["removed"]) == (10, 9, 1, 2)
+    assert told["flipped"]["flipped"] == 1
+    code, out, _ = inside("catalog", "diff", "small/personas@v1", "small/personas@v2")
+    assert (code, "flipped" in out) == (0, True)
+
+    walked = document(inside("catalog", "lineage", "small/personas@v1", "--json"))
+    assert walked["version"] == "small/personas@v1"
+    key = ptk_catalog.open(project / "catalog" / "store").load("small/personas@v1").collect()["pair_id"][0]
+    row = document(inside("catalog", "lineage", "small/personas@v1", "--row", key[:12], "--json"))
+    assert "chosen_persona" in json.dumps(row)
+    assert inside("catalog", "lineage", "small/personas@v1", "--row", "nobody")[0] == 2
+
+    made = document(inside("catalog", "export", "small/personas@v1", "out", "--form", "parquet", "--json"))
+    assert made["rows"] == sum(pl.read_parquet(project / "out" / name).height for name in made["files"]) == 10
+    assert (project / "out" / "croissant.json").is_file()
+    assert inside("catalog", "export", "small/personas@v1", "out")[0] != 0
+
+
+def test_differences_are_a_table_and_lineage_is_a_tree(project: Path, inside: Inside) -> None:
+    inside("run", "spec.yaml")
+    lines = (project / "pairs.jsonl").read_text().splitlines()
+    flipped = json.loads(lines[0])
+    flipped["chosen"], flipped["rejected"] = flipped["rejected"], flipped["chosen"]
+    (project / "pairs.jsonl").write_text("\n".join([json.dumps(flipped), *lines[2:]]))
+    inside("run", "spec.yaml")
+    told = inside("catalog", "diff", "small/personas@v1", "small/personas@v2")[1].splitlines()
+    assert told[0] == "small/personas@v1 -> small/personas@v2"
+    assert {"rows 10 9", "rows removed 2", "preferences flipped 1"} <= {" ".join(line.split()[:3]) for line in told}
+    tree = inside("catalog", "lineage", "small/personas@v2")[1].splitlines()
+    assert tree[0].startswith("small/personas@v2  9 rows, cc0-1.0, tags latest, ")
+    assert tree[1].startswith("└─ made by spec small ")
+    assert tree[2:4] == ["   ├─ pairs (read_pairs v2): 9 in, 9 out", tree[3]]
+    assert tree[3].startswith("   │  └─ file pairs.jsonl ")
+    assert "      ├─ model scripted/persona" in tree
+    key = ptk_catalog.open(project / "catalog" / "store").load("small/personas").collect()["pair_id"][0]
+    row = inside("catalog", "lineage", "small/personas", "--row", key[:12])[1].splitlines()
+    assert row[0] == f"small/personas@v2, pair_id {key}"
+    assert any(line.startswith("│  ├─ prompt: Question ") for line in row)
+    assert any(line.startswith("   ├─ chosen_persona: The user is ") for line in row)
+
+
+def test_rows_are_printed_or_written_to_a_file(project: Path, inside: Inside) -> None:
+    inside("run", "spec.yaml")
+    whole = ptk_catalog.open(project / "catalog" / "store").load("small/personas").collect()
+    printed = inside("catalog", "load", "small/personas", "--column", "prompt", "--column", "pair_id", "--first", "2")[1]
+    assert printed.splitlines()[0].split() == ["prompt", "user:", "Question", "0?"]
+    assert printed.splitlines()[-1] == "2 of 10 rows"
+    some = document(
+        inside("catalog", "load", "small/personas@v1", "--where", "LENGTH(prompt_text) > 5", "--first", "3", "--json")
+    )
+    assert [row["prompt"] for row in some] == whole["prompt"].head(3).to_list()
+    for name, read in (
+        ("rows.parquet", pl.read_parquet),
+        ("rows.arrow", pl.read_ipc),
+        ("rows.jsonl", lambda path: pl.read_ndjson(path, schema=whole.schema)),
+    ):
+        made = document(inside("catalog", "load", "small/personas", name, "--verify", "--json"))
+        assert (made["rows"], made["file"]) == (10, name)
+        assert read(project / name).equals(whole)
+    assert inside("catalog", "load", "small/personas", "ids.csv", "--column", "pair_id")[1] == (
+        "small/personas@v1: 10 rows written to ids.csv\n"
+    )
+    assert pl.read_csv(project / "ids.csv").equals(whole.select("pair_id"))
+    for arguments, message in (
+        (("rows.parquet",), "rows.parquet is there already; name a new file"),
+        (("rows.xls",), "the ending says what is written"),
+        (("rows.csv",), "CSV can't hold prompt, chosen, rejected"),
+        (("--column", "nope"), "has no column 'nope'"),
+        (("--where", "nope > 3"), "there is no column 'nope'"),
+        (("--where", "LENGTH(pair_id)"), "and not true or false"),
+    ):
+        code, out, err = inside("catalog", "load", "small/personas", *arguments)
+        assert (code == 0, out) == (False, "")
+        assert message in err
+    assert sorted(path.name for path in project.glob("rows.*")) == ["rows.arrow", "rows.jsonl", "rows.parquet"]
+
+
+def test_a_model_is_loaded_into_a_folder(project: Path, inside: Inside) -> None:
+    weights = project / "weights"
+    weights.mkdir()
+    (weights / "adapter.bin").write_bytes(b"w" * 10)
+    made = ptk_catalog.open(project / "catalog" / "store")
+    made.commit("a", pl.DataFrame({"k": [1]}), key="k")
+    made.commit_model("models/small", weights, trained_on=["a"])
+    assert document(inside("catalog", "show", "a", "--json"))["models_trained_on_it"] == ["models/small@v1"]
+    assert "  trained    models/small@v1" in inside("catalog", "show", "a")[1].splitlines()
+    assert document(inside("catalog", "show", "models/small", "--json"))["trained_on"] == ["a@v1"]
+    assert document(inside("catalog", "load", "models/small", "copy", "--json"))["files"] == ["adapter.bin"]
+    assert (project / "copy" / "adapter.bin").read_bytes() == b"w" * 10
+    assert inside("catalog", "load", "models/small")[0] == 2
+
+
+def test_a_registry_elsewhere_is_named_by_an_option_or_the_environment(
+    project: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = f"sqlite:///{project}/elsewhere.sqlite"
+    ptk_catalog.open(project / "shelf", registry=registry).commit("a", pl.DataFrame({"k": [1]}), key="k")
+    code, _, err = inside("catalog", "ls", "--catalog", "shelf")
+    assert (code, "set PTK_REGISTRY" in err) == (1, True)
+    assert document(inside("catalog", "ls", "--catalog", "shelf", "--registry", registry, "--json"))[0]["entry"] == "a"
+    monkeypatch.setenv("PTK_REGISTRY", registry)
+    assert document(inside("catalog", "log", "a", "--catalog", "shelf", "--json"))[0]["rows"] == 1
 
 
 def test_the_catalog_is_where_the_option_or_the_spec_says(project: Path, inside: Inside) -> None:
@@ -252,7 +399,7 @@ def test_environment_values_are_stored_nowhere(project: Path, inside: Inside, mo
         (("run", "nowhere.yaml"), 2, "nowhere.yaml: no such file"),
         (("run", "."), 2, ".: this is a folder; name a YAML file in it"),
         (("catalog", "ls"), 2, "there is no catalog in ROOT/catalog/store"),
-        (("run", "spec.yaml", "--work", "spec.yaml"), 1, "ptk: can't read spec.yaml: Not a directory"),
+        (("run", "spec.yaml", "--work", "spec.yaml"), 1, "ptk: can't read ROOT/spec.yaml: Not a directory"),
     ],
 )
 def test_a_command_that_can_not_be_meant_is_told(
@@ -305,3 +452,40 @@ def test_rejected_rows_are_shown_with_their_line_and_their_reason(
     assert (found["rejected"], found["rows"][0]["_line"]) == ({"empty_text": 1}, 11)
     unknown = ptk("rejects", "spec.yaml", "peirs")
     assert (unknown.returncode, unknown.stderr) == (2, "spec.yaml: peirs: there is no such step; did you mean 'pairs'?\n")
+
+
+def test_what_a_model_will_see_is_printed_for_a_row(inside: Inside) -> None:
+    assert inside("run", "spec.yaml")[0] == 0
+    shown = document(inside("prompt", "show", "spec.yaml", "personas", "--json"))
+    assert [item["slot"] for item in shown] == ["chosen", "rejected"]
+    row = shown[0]["row"]
+    code, out, _ = inside("prompt", "show", "spec.yaml", "personas", "--row", row[:12])
+    assert code == 0
+    assert out.count(f"=== row {row}, ") == 2
+    assert shown[0]["messages"][-1]["content"] in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("personas", "--row", "nowhere"), "ptk: step 'personas' is given no row whose pair_id begins with 'nowhere'"),
+        (("personas", "--row", ""), "ptk: step 'personas' is given several rows whose pair_id begins with ''"),
+        (("unique",), "ptk: step 'unique' (drop_duplicates) asks no model"),
+        (("personsa",), "spec.yaml: personsa: there is no such step; did you mean 'personas'?"),
+    ],
+)
+def test_a_prompt_that_can_not_be_shown_is_told(inside: Inside, arguments: tuple[str, ...], message: str) -> None:
+    assert inside("run", "spec.yaml")[0] == 0
+    code, out, err = inside("prompt", "show", "spec.yaml", *arguments)
+    assert (code > 0, out, err.strip()) == (True, "", message)
+
+
+def test_a_run_stops_before_it_would_ask_too_much(inside: Inside, project: Path) -> None:
+    code, _, err = inside("run", "spec.yaml", "--max-requests", "19")
+    assert code == 1
+    assert err.endswith("ptk: step 'personas' would ask for 20 requests, and --max-requests is 19; nothing of it was asked\n")
+    assert not list((project / ".ptk").rglob("answers/**/*.parquet"))
+    code, _, err = inside("run", "spec.yaml", "--max-tokens", "500")
+    assert code == 1 and "and --max-tokens is 500; nothing of it was asked" in err
+    assert inside("run", "spec.yaml", "--max-requests", "20", "--max-tokens", "100000")[0] == 0
+    assert inside("run", "spec.yaml", "--max-requests", "0", "--max-tokens", "0")[0] == 0

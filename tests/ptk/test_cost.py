@@ -13,6 +13,7 @@ from ptk.cost import Cost, estimate
 from ptk.execute import run_plan
 from ptk.plan import Plan, make_plan
 from ptk.progress import Quiet
+from ptk.render import plan_as_text
 from ptk.spec import load_spec
 from ptk.work import WorkStore
 
@@ -75,7 +76,23 @@ def test_a_finished_step_costs_nothing_more(project: Path) -> None:
         "answered": 20,
         "prompt_tokens": 0,
         "most_output_tokens": 0,
+        "shared": None,
+        "seconds": None,
     }
+
+
+def test_the_time_is_told_from_what_was_seen_here_and_else_said_to_be_unknown(project: Path) -> None:
+    assert costs(project)["personas"].seconds is None
+    plan, work = planned(project)
+    assert "personas: time unknown: no run of this model was seen here yet" in plan_as_text(plan, estimate(plan, work))
+    text = (project / "spec.yaml").read_text()
+    (project / "spec.yaml").write_text(text.replace("model: persona}", "model: persona, seconds: 0.02}"))
+    run(project)
+    pairs = (project / "pairs.jsonl").read_text()
+    (project / "pairs.jsonl").write_text(pairs.replace("Question", "Query"))
+    told = costs(project)["personas"].seconds
+    assert told is not None
+    assert 0.2 < told < 20  # 20 requests of 0.02 s
 
 
 def test_only_what_is_not_answered_yet_is_counted(project: Path) -> None:
@@ -104,6 +121,47 @@ def test_a_large_corpus_is_estimated_from_a_sample_and_says_so(project: Path) ->
     assert found["personas"].requests == 6_000
 
 
+@pytest.mark.parametrize(("on_repeat", "rows"), [("reject", 10), ("number", 13)])
+def test_pairs_that_stand_twice_are_counted_as_the_run_counts_them(project: Path, on_repeat: str, rows: int) -> None:
+    write_pairs(project, 10)
+    repeated = (project / "pairs.jsonl").read_text().splitlines(keepends=True)[:3]
+    (project / "pairs.jsonl").open("a").writelines(repeated)
+    spec = (project / "spec.yaml").read_text()
+    spec = spec.replace("path: pairs.jsonl", f"path: pairs.jsonl, on_repeat: {on_repeat}")
+    (project / "spec.yaml").write_text(
+        spec.replace("drop_duplicates, from: pairs, on: [prompt]", "drop_identical, from: pairs")
+    )
+    told = {name: (cost.rows_in, cost.rows_out) for name, cost in costs(project).items()}
+    assert told == run(project) == {"pairs": (13, rows), "unique": (rows, rows), "personas": (rows, rows)}
+
+
+@pytest.mark.parametrize("further", ["", ", prompt: infer_personas_two_step", ", candidates: 2, temperature: 0.7"])
+def test_what_asks_about_answers_to_come_is_counted_by_the_rows_that_will_have_them(project: Path, further: str) -> None:
+    text = (project / "spec.yaml").read_text()
+    if "two_step" in further:
+        exemplars = (project / "exemplars.yaml").read_text()
+        (project / "exemplars.yaml").write_text(exemplars + "    difference: The first is short.\n")
+    text = text.replace("exemplars: exemplars.yaml}", f"exemplars: exemplars.yaml{further}}}").replace(
+        "outputs:",
+        "  judged:   {op: judge_personas, from: personas, model: labeler}\n"
+        "  kept:     {op: filter_rows, from: judged, where: chosen_persona_answers = 2}\n"
+        "  compared: {op: compare_personas, from: kept, model: labeler}\noutputs:",
+    )
+    (project / "spec.yaml").write_text(text)
+    found = costs(project)
+    assert [found[name].requests for name in ("judged", "compared")] == [60, 20]
+    assert [found[name].exact for name in ("personas", "judged", "compared")] == [True, False, False]
+    assert (found["judged"].prompt_tokens or 0) > 60 * 40
+    if further:
+        return  # the scripted backend's own answers have not the form of these prompts
+    plan, work = planned(project)
+    summary = run_plan(plan, work, lambda: ptk_catalog.open(project / "store"), Quiet())
+    asked = {step.name: step.result.requests for step in summary.steps}
+    judged, compared = asked["judged"], asked["compared"]
+    assert judged is not None and compared is not None
+    assert (judged.asked, compared.asked) == (60, 20)
+
+
 def test_a_plan_asks_and_writes_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, work = planned(project)
     model = plan.spec.models["labeler"]
@@ -119,6 +177,7 @@ class NeverOpened:
 
     def __init__(self, backend: object) -> None:
         self.count_tokens = backend.count_tokens  # type: ignore[attr-defined]
+        self.shared_tokens = backend.shared_tokens  # type: ignore[attr-defined]
 
     def open(self, *arguments: object) -> object:
         raise AssertionError("a plan loaded a model")

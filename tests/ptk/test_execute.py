@@ -17,7 +17,7 @@ from ptk.llm import ask
 from ptk.llm.answers import AnswerStore
 from ptk.llm.request import Answer, Message, Request
 from ptk.llm.scripted import ScriptedBackend, ScriptedSession
-from ptk.operator import Answers, FrameOperator, LlmOperator, Operator, Reshape
+from ptk.operator import Answers, LlmOperator, Operator, frame_operator, reshape
 from ptk.params import MODEL, Params
 from ptk.plan import make_plan
 from ptk.progress import Quiet
@@ -367,22 +367,24 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Operator], None]:
 
 @pytest.mark.parametrize("scope", ["rows", "key", "dataset"])
 def test_an_operator_that_drops_rows_is_refused(project: Path, offer: Callable[[Operator], None], scope: Any) -> None:
-    def function(frame: pl.LazyFrame, params: NoParams) -> pl.LazyFrame:
+    def drop_some(frame: pl.LazyFrame, params: NoParams) -> pl.LazyFrame:
+        """Drop some."""
         return frame.select("_key").head(4)
 
-    offer(FrameOperator("drop_some", NoParams, 1, ("frame",), "Drop some.", function, scope))
+    offer(frame_operator(scope=scope, by=(lambda params: ("prompt",)) if scope == "key" else None)(drop_some))
     change_spec(project, **{"{op: drop_duplicates, from: pairs, on: [prompt]}": "{op: drop_some, from: pairs}"})
-    message = "step 'unique': operator drop_some was given 10 rows and decided about 4 or in another order"
+    message = "step 'unique': operator drop_some did not decide about each of the 10 rows it was given, once and in their order"
     with pytest.raises(PtkError, match=message):
         run(project)
     assert not (project / "catalog").exists()
 
 
 def test_a_reshape_makes_rows_of_its_own(project: Path, offer: Callable[[Operator], None]) -> None:
-    def function(frame: pl.LazyFrame, params: NoParams) -> pl.LazyFrame:
+    def take_four(frame: pl.LazyFrame, params: NoParams) -> pl.LazyFrame:
+        """Take four."""
         return frame.head(4)
 
-    offer(Reshape("take_four", NoParams, 1, ("frame",), "Take four.", function, lambda params: "pair_id"))
+    offer(reshape(key="pair_id")(take_four))
     change_spec(project, **{"{op: drop_duplicates, from: pairs, on: [prompt]}": "{op: take_four, from: pairs}"})
     summary = run(project)
     assert (counts(summary)["personas"], summary.versions[0].rows) == ((4, 4, {}), 4)

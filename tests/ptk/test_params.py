@@ -141,6 +141,11 @@ def test_paths_are_validated_against_the_root_given(tmp_path: Path) -> None:
     assert adapter.json_schema() == {"type": "string", "minLength": 1}
 
 
+def test_a_name_that_the_file_system_does_not_take_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="can't be looked at: File name too long"):
+        TypeAdapter(SourceFiles).validate_python("a" * 300, context={"root": tmp_path})
+
+
 def test_a_missing_file_is_told_with_a_near_name(tmp_path: Path) -> None:
     (tmp_path / "cases.yaml").write_text("x")
     assert existing_file("cases.yaml", tmp_path) == tmp_path / "cases.yaml"

