@@ -27,12 +27,17 @@ from pydantic import BaseModel
 
 from ptk.llm.request import Sampling
 from ptk.operator import find_operator, operator_names
-from ptk.ops.read_pairs import Fields
+from ptk.ops.drop_near_duplicates import Preference
+from ptk.ops.read_pairs import Fields, Hub, Voted
+from ptk.ops.split_rows import NearDuplicates
+from ptk.publish.settings import Publish
+from ptk.report.settings import ReportSettings
 from ptk.spec import Output, SpecFile, backend_names, find_backend, load_spec
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGE = ROOT / "docs" / "spec-language.md"
+OPERATORS = ROOT / "docs" / "operators"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +176,11 @@ def pattern(expected: str) -> re.Pattern[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_block_of_a_page_runs_and_gives_what_the_page_shows(page: Path, tmp_path: Path) -> None:
+def test_every_block_of_a_page_runs_and_gives_what_the_page_shows(
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if any("publish" in block.text for block in blocks(page)):
+        request.getfixturevalue("hub")  # its commands then talk to a stand-in
     shell = Shell(tmp_path)
     for block in blocks(page):
         shell.run(block)
@@ -218,40 +227,68 @@ def test_the_readme_shows_a_run_of_the_quickstart() -> None:
     assert re.search(r"^committed  quickstart/personas@v1 ", shown.group(1), re.MULTILINE)
 
 
-def section(heading: str) -> str:
-    """Return the text of the language page under a heading, up to the next heading."""
-    text = LANGUAGE.read_text(encoding="utf-8")
+def section(page: Path, heading: str) -> str:
+    """Return the text of a page under a heading, up to the next heading."""
+    text = page.read_text(encoding="utf-8")
     found = re.search(rf"^#+ {re.escape(heading)}$", text, re.MULTILINE)
-    assert found, f"{LANGUAGE.name} has no heading '{heading}'"
+    assert found, f"{page.name} has no heading '{heading}'"
     rest = text[found.end() :]
     return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def listed_options(text: str) -> list[str]:
     """Return the names in the first column of a section's tables."""
-    return re.findall(r"^\| `([a-z_.]+)`", text, re.MULTILINE)
+    return re.findall(r"^\| `([a-z0-9_.]+)`", text, re.MULTILINE)
 
 
 def options(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+def test_the_overview_lists_every_operator_once() -> None:
+    found = re.findall(r"^\| \[`([a-z0-9_]+)`\]\(operators/\1\.md\)", section(LANGUAGE, "Operators"), re.MULTILINE)
+    assert sorted(found) == operator_names()
+
+
 @pytest.mark.parametrize("name", operator_names())
-def test_the_language_page_lists_every_option_of_an_operator(name: str) -> None:
-    assert listed_options(section(f"`{name}`")) == options(find_operator(name).params)
+def test_the_page_of_an_operator_lists_every_option(name: str) -> None:
+    page = OPERATORS / f"{name}.md"
+    assert listed_options(section(page, name)) == options(find_operator(name).params)
+
+
+@pytest.mark.parametrize("name", operator_names())
+def test_the_page_of_an_operator_has_an_example_that_runs(name: str) -> None:
+    trains = name in (
+        "merge_adapter",
+        "tailor",
+    )  # which takes longer than the tests of all pages; its own tests run such a spec
+    run = [block.text for block in blocks(OPERATORS / f"{name}.md") if trains or not block.not_run]
+    assert any(re.search(rf"op: {name}\b", text) for text in run)
+    assert any(text.startswith("$ ptk run") for text in run)
 
 
 @pytest.mark.parametrize("name", backend_names())
 def test_the_language_page_lists_every_option_of_a_backend(name: str) -> None:
-    assert listed_options(section(f"Backend `{name}`")) == options(find_backend(name).settings)
+    assert listed_options(section(LANGUAGE, f"Backend `{name}`")) == options(find_backend(name).settings)
 
 
 @pytest.mark.parametrize(
-    ("heading", "model"),
-    [("Top level", SpecFile), ("Sampling", Sampling), ("Outputs", Output), ("Fields of a record", Fields)],
+    ("page", "heading", "model"),
+    [
+        (LANGUAGE, "Top level", SpecFile),
+        (LANGUAGE, "Sampling", Sampling),
+        (LANGUAGE, "Outputs", Output),
+        (LANGUAGE, "Publishing", Publish),
+        (LANGUAGE, "Report", ReportSettings),
+        (OPERATORS / "read_pairs.md", "Fields of a record", Fields),
+        (OPERATORS / "read_pairs.md", "Values of a vote", Voted),
+        (OPERATORS / "read_pairs.md", "Datasets of the Hub", Hub),
+        (OPERATORS / "drop_near_duplicates.md", "Preferences", Preference),
+        (OPERATORS / "split_rows.md", "Nearly the same", NearDuplicates),
+    ],
 )
-def test_the_language_page_lists_every_key(heading: str, model: type[BaseModel]) -> None:
-    assert listed_options(section(heading)) == options(model)
+def test_a_table_of_keys_lists_every_key(page: Path, heading: str, model: type[BaseModel]) -> None:
+    assert listed_options(section(page, heading)) == options(model)
 
 
 def test_a_block_that_is_neither_run_nor_marked_is_refused(tmp_path: Path) -> None:
