@@ -65,6 +65,14 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def _dask_as_it_was() -> Iterator[None]:
+    """Take back what clients of workers in this process leave in Dask's settings, where they close in another order than they opened."""
+    yield
+    if "dask" in sys.modules:
+        sys.modules["dask"].config.config.pop("scheduler", None)
+
+
 @pytest.fixture
 def ptk(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the real command line in the test's folder."""

@@ -229,9 +229,10 @@ class Catalog:
     def version(self, reference: str) -> Version:
         """Return the version that a reference means; its manifest is read when it is asked for. Raises BadReference, NotFound."""
         meant = parse_reference(reference)
-        return self._version(
-            self._registry.find(meant.entry, number=meant.number, tag=meant.tag, digest=meant.digest, as_of=meant.as_of)
-        )
+        with self._registry.reading():
+            return self._version(
+                self._registry.find(meant.entry, number=meant.number, tag=meant.tag, digest=meant.digest, as_of=meant.as_of)
+            )
 
     def load(self, reference: str, *, verify: bool = False) -> Dataset:
         """Return the rows of a version, ready to read; with `verify`, after all of it was read and compared with its digests.

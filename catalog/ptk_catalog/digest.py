@@ -11,6 +11,7 @@ accidents, not forgeries, which is what the SHA-256 of the parts is for.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,51 +83,61 @@ def plain_type(name: str) -> pl.DataType | None:
 
 def encode(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """Return the canonical text of `value`, never null: a tag for the kind of value, then a form that ends by itself."""
-    return pl.when(value.is_null()).then(pl.lit("n")).otherwise(_encode_present(value, dtype))
+    (text,) = _encoded(value, dtype, nulls=True)
+    return text
 
 
-def _encode_present(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+def _encoded(value: pl.Expr, dtype: pl.DataType, *, nulls: bool) -> list[pl.Expr]:
+    """Return texts that one after another are the canonical text of `value`.
+
+    Without `nulls`, which is faster, no value may be null, nor any inside a list or a struct.
+    """
+    present = _encode_present(value, dtype, nulls)
+    return [pl.when(value.is_null()).then(pl.lit("n")).otherwise(pl.concat_str(*present))] if nulls else present
+
+
+def _encode_present(value: pl.Expr, dtype: pl.DataType, nulls: bool) -> list[pl.Expr]:
     if dtype == pl.Null:
-        return pl.lit("n")
+        return [pl.lit("n")]
     if dtype == pl.Boolean:
-        return pl.when(value).then(pl.lit("t")).otherwise(pl.lit("f"))
+        return [pl.when(value).then(pl.lit("t")).otherwise(pl.lit("f"))]
     if dtype.is_integer():
-        return pl.concat_str(pl.lit("i"), value.cast(pl.String), pl.lit(";"))
+        return [pl.lit("i"), value.cast(pl.String), pl.lit(";")]
     if dtype.is_float():
         # The bits don't depend on how a float is printed. Not `+ 0.0` for the zeros: the optimiser may take it away.
         wide = value.cast(pl.Float64)
         bits = wide.reinterpret(dtype=pl.UInt64)
         bits = pl.when(wide == 0.0).then(pl.lit(0, pl.UInt64)).when(wide.is_nan()).then(pl.lit(_NAN, pl.UInt64)).otherwise(bits)
-        return pl.concat_str(pl.lit("d"), bits.cast(pl.String), pl.lit(";"))
+        return [pl.lit("d"), bits.cast(pl.String), pl.lit(";")]
     if dtype == pl.String:
-        return pl.concat_str(pl.lit("s"), value.str.len_bytes().cast(pl.String), pl.lit(":"), value)
+        return [pl.lit("s"), value.str.len_bytes().cast(pl.String), pl.lit(":"), value]
     if isinstance(dtype, (pl.Categorical, pl.Enum)):
-        return _encode_present(value.cast(pl.String), pl.String())
+        return _encode_present(value.cast(pl.String), pl.String(), nulls)
     if dtype == pl.Binary:
-        return pl.concat_str(pl.lit("b"), value.bin.encode("hex"), pl.lit(";"))
+        return [pl.lit("b"), value.bin.encode("hex"), pl.lit(";")]
     if dtype == pl.Date:
-        return pl.concat_str(pl.lit("D"), value.cast(pl.Int32).cast(pl.String), pl.lit(";"))
+        return [pl.lit("D"), value.cast(pl.Int32).cast(pl.String), pl.lit(";")]
     if dtype == pl.Time:
-        return pl.concat_str(pl.lit("h"), value.cast(pl.Int64).cast(pl.String), pl.lit(";"))
+        return [pl.lit("h"), value.cast(pl.Int64).cast(pl.String), pl.lit(";")]
     if isinstance(dtype, pl.Datetime):
         tag = "w" if dtype.time_zone is None else "z"
-        return pl.concat_str(pl.lit(tag), _nanoseconds(value, dtype.time_unit).cast(pl.String), pl.lit(";"))
+        return [pl.lit(tag), _nanoseconds(value, dtype.time_unit).cast(pl.String), pl.lit(";")]
     if isinstance(dtype, pl.Duration):
-        return pl.concat_str(pl.lit("u"), _nanoseconds(value, dtype.time_unit).cast(pl.String), pl.lit(";"))
+        return [pl.lit("u"), _nanoseconds(value, dtype.time_unit).cast(pl.String), pl.lit(";")]
     if isinstance(dtype, pl.Decimal):
         unscaled = value.reinterpret(dtype=pl.Int128)
-        return pl.concat_str(pl.lit("m"), unscaled.cast(pl.String), pl.lit(f"/{dtype.scale};"))
+        return [pl.lit("m"), unscaled.cast(pl.String), pl.lit(f"/{dtype.scale};")]
     if isinstance(dtype, pl.Array):
-        return _encode_present(value.arr.to_list(), pl.List(_inner(dtype)))
+        return _encode_present(value.arr.to_list(), pl.List(_inner(dtype)), nulls)
     if isinstance(dtype, pl.List):
-        items = value.list.eval(encode(pl.element(), _inner(dtype))).list.join("")
-        return pl.concat_str(pl.lit("l"), value.list.len().cast(pl.String), pl.lit("["), items)
+        item = pl.concat_str(*_encoded(pl.element(), _inner(dtype), nulls=nulls))
+        return [pl.lit("l"), value.list.len().cast(pl.String), pl.lit("["), value.list.eval(item).list.join("")]
     if isinstance(dtype, pl.Struct):
         parts = [pl.lit("{")]
         for field in sorted(dtype.fields, key=_by_name):
             parts.append(pl.lit(f"{len(field.name.encode())}:{field.name}"))
-            parts.append(encode(value.struct.field(field.name), _of(field.dtype)))
-        return pl.concat_str(*parts, pl.lit("}"))
+            parts += _encoded(value.struct.field(field.name), _of(field.dtype), nulls=nulls)
+        return [*parts, pl.lit("}")]
     raise BadData(f"a value of type {dtype} can't be digested; cast the column first")
 
 
@@ -137,27 +148,30 @@ def row_id(columns: Mapping[str, pl.DataType]) -> pl.Expr:
     return digest.str.slice(0, 32)
 
 
-def column_sums(frame: pl.LazyFrame, key: Sequence[str], columns: Sequence[str] | None = None) -> dict[str, str]:
+def column_sums(frame: pl.LazyFrame | pl.DataFrame, key: Sequence[str], columns: Sequence[str] | None = None) -> dict[str, str]:
     """Return for each column the sum modulo 2^128 of XXH3-128(key, value) over all rows, as 32 hexadecimal digits.
 
     Rows without a key are told apart by all their values, in the order of the columns' names.
     """
     schema = frame.collect_schema()
+    # Of rows that are in memory it is known at once which columns hold no null.
+    whole = {name for name in schema if isinstance(frame, pl.DataFrame) and not _holds_nulls(frame[name])}
     wanted = schema.names() if columns is None else list(columns)
     if not wanted:
         return {}
-    keys = pl.concat_str(*(encode(pl.col(name), schema[name]) for name in key or sorted(schema))).alias(_KEY_TEXT)
+    texts = {name: _encoded(pl.col(name), dtype, nulls=name not in whole) for name, dtype in schema.items()}
+    keys = pl.concat_str(*itertools.chain(*(texts[name] for name in key or sorted(schema)))).alias(_KEY_TEXT)
     hashes: list[pl.Expr] = []
     lanes: list[pl.Expr] = []
     for place, name in enumerate(wanted):
-        text = pl.concat_str(pl.col(_KEY_TEXT), encode(pl.col(name), schema[name]))
+        text = pl.concat_str(pl.col(_KEY_TEXT), *texts[name])
         hashed: pl.Expr = NonCryptographicHashingNameSpace(text).xxh3_128(return_binary=True, byte_order="big")
         hashes.append(hashed.bin.reinterpret(dtype=pl.Array(pl.UInt32, 4), endianness="big").alias(f"{place}"))
         for lane in range(4):
             # Four sums of 32-bit lanes: 64 bits hold them for 2^32 rows, where a sum of 128-bit numbers would overflow.
             lanes.append(pl.col(f"{place}").arr.get(3 - lane).cast(pl.UInt64).sum().alias(f"{place}/{lane}"))
     # The hashes are columns first: within one expression each lane would hash the text again.
-    sums = frame.with_columns(keys).select(hashes).select(lanes).collect(engine="streaming").row(0, named=True)
+    sums = frame.lazy().with_columns(keys).select(hashes).select(lanes).collect(engine="streaming").row(0, named=True)
     totals = [sum(int(sums[f"{place}/{lane}"]) << (32 * lane) for lane in range(4)) for place in range(len(wanted))]
     return {name: f"{total % _WRAP:032x}" for name, total in zip(wanted, totals, strict=True)}
 
@@ -180,6 +194,17 @@ def rows_digest(key: Sequence[str], rows: int, types: Mapping[str, str], sums: M
 def _nanoseconds(value: pl.Expr, unit: str) -> pl.Expr:
     # 128 bits: microseconds far from 1970 do not fit into 64 bits of nanoseconds.
     return value.cast(pl.Int64).cast(pl.Int128) * _NANOSECONDS[unit]
+
+
+def _holds_nulls(values: pl.Series) -> bool:
+    """Say whether any value is null, or any inside of one; an empty list may count as one."""
+    if values.null_count():
+        return True
+    if isinstance(values.dtype, (pl.List, pl.Array)):
+        return _holds_nulls(values.explode())
+    if isinstance(values.dtype, pl.Struct):
+        return any(_holds_nulls(values.struct.field(field.name)) for field in values.dtype.fields)
+    return False
 
 
 def _field_name(name: str) -> str:

@@ -67,7 +67,7 @@ def write_rows(
             if writing is not None:
                 parts.append(writing.result())
             writing = thread.submit(_write_part, storage, piece.stored)
-            sums.append(column_sums(piece.counted.lazy(), key, columns))
+            sums.append(column_sums(piece.counted, key, columns))
         if writing is not None:
             parts.append(writing.result())
     return tuple(parts), added_sums(sums)

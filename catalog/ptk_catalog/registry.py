@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -151,6 +152,7 @@ class Registry:
         except SQLAlchemyError as error:
             raise CatalogError(f"the registry {self.name} can't be used: {_first_line(error)}") from error
         self._read_only = read_only
+        self._read_through = threading.local()
         if self._sqlite:
             sa.event.listen(self._engine, "connect", self._prepare_sqlite)
             sa.event.listen(self._engine, "begin", self._begin_sqlite)
@@ -190,17 +192,20 @@ class Registry:
 
     def _prepare_sqlite(self, connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy begins; see _begin_sqlite
-        if not self._read_only:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
 
     def _begin_sqlite(self, connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get("ptk_writes", False)
+        if writes:  # What a connection is told costs it time, and one that reads need not be.
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            connection.exec_driver_sql("PRAGMA synchronous=FULL")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     def _create(self) -> None:
-        with self._reading() as connection:
-            known = sa.inspect(connection).has_table("ptk_meta")
+        try:
+            with self._reading() as connection:
+                known = sa.inspect(connection).has_table("ptk_meta")
+        except DBAPIError as error:
+            raise CatalogError(f"can't reach the registry {self.name}: {_first_line(error)}") from error
         for attempt in range(_ATTEMPTS):
             if known:
                 return
@@ -244,9 +249,23 @@ class Registry:
             return identity if known is None else str(known)
 
     @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let all that this thread reads inside see one state of the registry, through one connection."""
+        with self._reading():
+            yield
+
+    @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
+        outer: sa.Connection | None = getattr(self._read_through, "connection", None)
+        if outer is not None:
+            yield outer
+            return
         with self._connected() as connection:
-            yield connection
+            self._read_through.connection = connection
+            try:
+                yield connection
+            finally:
+                self._read_through.connection = None
 
     @contextmanager
     def _connected(self, **options: Any) -> Iterator[sa.Connection]:

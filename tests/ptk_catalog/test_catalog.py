@@ -396,6 +396,7 @@ def test_a_folder_that_can_only_be_read_opens_with_all_its_commits(tmp_path: Pat
     if with_log:  # what a killed writer leaves: a commit that is only in SQLite's log
         connection = writer._registry._engine.raw_connection()
         connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("SELECT * FROM ptk_meta").fetchall()
         writer.commit("a", pairs(3), key="pair_id")
         assert (store / "registry.sqlite-wal").stat().st_size > 0
         shutil.copytree(store, tmp_path / "copy")
