@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,6 @@ from ptk.progress import Quiet
 from ptk.schema import language_schema
 from ptk.spec import load_spec
 from ptk.work import WorkStore
-from tiny_model import tiny_model
-
-from . import transcripts
 
 SPECS = Path(__file__).resolve().parents[2] / "specs"
 PERSONA = re.compile(r"The user is .+ (and|who) prefers .+\.")
@@ -99,55 +95,8 @@ def test_the_shipped_schema_is_the_one_the_code_gives_and_every_spec_points_to_i
         assert yaml.safe_load(path.read_text())["ptk"] == 1
 
 
-@pytest.fixture
-def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """A copy of a shipped spec whose models, which may not be installed, are scripted, or tiny; what it reads is made up."""
-    pairs = [
-        {
-            "prompt": f"Question {number}?",
-            "chosen": f"A short answer {number}.",
-            "rejected": f"A rather longer answer, number {number}.",
-            "chosen_persona": f"The user, number {number}, is in a hurry and prefers bare facts.",
-            "rejected_persona": f"The user, number {number}, is curious and prefers the whole story.",
-            "domain": "home",
-        }
-        for number in range(6)
-    ]
-    votes = [{**pair, "response_1": pair["chosen"], "response_2": pair["rejected"]} for pair in pairs]
-    made: dict[str, Sequence[Any]] = {
-        "HH_TRANSCRIPTS": transcripts.transcripts(pairs=5),
-        "PAIRS": pairs,
-        "PANDALM": [{**vote, "majority": number % 3} for number, vote in enumerate(votes)],
-        "LLMBAR": [{**vote, "prompt": f"Task {number}", "label": 1 + number % 2} for number, vote in enumerate(votes)],
-    }
-    for name, given in made.items():
-        lines = [one if isinstance(one, str) else json.dumps(one) for one in given]
-        monkeypatch.setenv(name, str(transcripts.write_lines(tmp_path / f"{name}.jsonl", lines)))
-    monkeypatch.setenv("JUDGE", "persona")
-
-    def copy(name: str) -> Path:
-        spec = Path(shutil.copytree(SPECS, tmp_path / "specs")) / name
-        text = spec.read_text()
-        if not (tmp_path / "tiny").exists():
-            tiny_model(tmp_path / "tiny")
-        block = re.search(r"(?ms)^models:\n.*?(?=^\w)", text)
-        if block is not None:
-            declared = yaml.safe_load(block[0])["models"]
-            for model in declared.values():
-                if model["backend"] == "transformers":  # a model that is trained, or was
-                    model["model"] = str(tmp_path / "tiny")
-                    continue
-                sampling = model.get("sampling", {})
-                model.clear()
-                model.update({"backend": "scripted", "model": "persona", "sampling": sampling})
-            spec.write_text(text.replace(block[0], yaml.safe_dump({"models": declared})))
-        return spec
-
-    return copy
-
-
 @pytest.mark.parametrize("name", sorted(path.name for path in SPECS.glob("*.yaml")))
-def test_every_spec_can_be_planned(name: str, tmp_path: Path, scripted: Callable[[str], Path]) -> None:
+def test_every_spec_can_be_planned(name: str, tmp_path: Path, scripted: Callable[..., Path]) -> None:
     """Its options, files and columns fit."""
     spec = scripted(name)
     plan = make_plan(load_spec(spec), WorkStore(tmp_path / ".ptk"))
@@ -158,7 +107,7 @@ def test_every_spec_can_be_planned(name: str, tmp_path: Path, scripted: Callable
 
 
 @pytest.mark.parametrize("name", ["judge_agreement", "judge_licence", "persona_styles", "personas_judged"])
-def test_a_spec_that_measures_runs_from_end_to_end(name: str, tmp_path: Path, scripted: Callable[[str], Path]) -> None:
+def test_a_spec_that_measures_runs_from_end_to_end(name: str, tmp_path: Path, scripted: Callable[..., Path]) -> None:
     plan = make_plan(load_spec(scripted(f"{name}.yaml")), WorkStore(tmp_path / ".ptk"))
     catalog = ptk_catalog.open(tmp_path / "store")
     run_plan(plan, WorkStore(tmp_path / ".ptk"), lambda: catalog, Quiet())
