@@ -305,8 +305,8 @@ def report(
     as_json: bool,
 ) -> None:
     """Write a report of a finished run, named by its spec, or of versions of the catalog: figures, tables, caveats, examples."""
+    from ptk.gather_evidence import evidence_of_run, evidence_of_versions, registered, with_studies
     from ptk.render import reported_as_text
-    from ptk.reporting import evidence_of_run, evidence_of_versions, registered, with_studies
 
     specs = [source for source in sources if source.endswith((".yaml", ".yml"))]
     if specs and len(sources) > 1:
@@ -329,7 +329,7 @@ def report(
 def _reported(planned: Plan, store: WorkStore, versions: Sequence[Version]) -> tuple[dict[str, Any] | None, Exception | None]:
     """Write the report that a spec wants of a run; return what it is, or why it could not be written, so that the run is told first."""
     from ptk.errors import PtkError
-    from ptk.reporting import evidence_of_run, with_studies
+    from ptk.gather_evidence import evidence_of_run, with_studies
 
     settings = planned.spec.report
     if settings is None or planned.sample is not None:

@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from ptk.cli import cli
+from ptk.gather_evidence import evidence_of_run, evidence_of_versions
 from ptk.plan import make_plan
 from ptk.report.make import digest_of, report_of
 from ptk.report.parts import Heat
-from ptk.reporting import evidence_of_run, evidence_of_versions
 from ptk.spec import load_spec
 from ptk.work import WorkStore
 from ptk_catalog import open as open_catalog
