@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 PTK = [sys.executable, "-c", "from ptk.cli import main; main()", "run"]
 KILLS = 10
-STEPS_BETWEEN = 5
+STEPS_BETWEEN = 2
 
 
 def begin(spec: Path) -> subprocess.Popen[str]:
@@ -75,6 +75,6 @@ def test_a_run_killed_at_ten_moments_makes_the_report_of_an_undisturbed_one(
     draw = random.Random(0)
     began: list[list[str]] = []
     while len(began) < KILLS:
-        began.append(kill_after(begin(killed), STEPS_BETWEEN if len(began) < KILLS - 1 else 1, draw.uniform(0, 2)))
+        began.append(kill_after(begin(killed), STEPS_BETWEEN, draw.uniform(0, 1)))
     assert all(began), began
     assert finish(killed) == expected
