@@ -330,13 +330,15 @@ def _reported(planned: Plan, store: WorkStore, versions: Sequence[Version]) -> t
     """Write the report that a spec wants of a run; return what it is, or why it could not be written, so that the run is told first."""
     from ptk.errors import PtkError
     from ptk.gather_evidence import evidence_of_run, with_studies
+    from ptk.plan import make_plan
 
     settings = planned.spec.report
     if settings is None or planned.sample is not None:
         return None, None
     files = [Path(os.path.relpath(to.path)) for to in settings.to]
     try:
-        evidence = with_studies(evidence_of_run(planned, store, versions), [study.path for study in settings.study])
+        finished = make_plan(planned.spec, store)  # which knows the models that steps of this run made
+        evidence = with_studies(evidence_of_run(finished, store, versions), [study.path for study in settings.study])
         return _report_written(evidence, files, settings.title, settings.examples, settings.seed), None
     except PtkError as error:
         return None, error

@@ -540,6 +540,10 @@ def _save(job: _Job, own: Path, target: Path) -> None:
         stack_adapters(Path(settings["adapter"]), own, target)
     config = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = settings["base_name"]
+    # PEFT holds these in sets, whose order is another in every process: the same adapter is the same files.
+    config |= {
+        name: sorted(config[name]) for name in ("target_modules", "exclude_modules") if isinstance(config.get(name), list)
+    }
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
