@@ -82,6 +82,14 @@ def test_a_finding_leads_to_its_figure_and_a_figure_to_its_table(page: Page, rep
             assert page.locator(f"#{shown.name} .plot").get_attribute("aria-label") == f"{shown.title}. {shown.says}"
 
 
+def test_the_way_to_a_part_ends_at_it_however_many_figures_are_between(page: Page) -> None:
+    for name in ("Examples", "Personas", "Steps"):
+        page.locator("nav.sections").get_by_text(name, exact=True).click()
+        page.wait_for_timeout(300)
+        top = page.evaluate("document.querySelector(':target').getBoundingClientRect().top")
+        assert -10 < top < 120, name
+
+
 def test_it_can_be_used_by_keyboard(page: Page, report: Report) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"

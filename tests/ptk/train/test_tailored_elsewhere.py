@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import socket
@@ -133,7 +134,7 @@ def written_by_peft(base: Path, adapter: Path) -> list[str]:
         env=child_environment(),
     )
     assert done.returncode == 0, done.stderr
-    found: list[str] = json.loads(done.stdout.strip().splitlines()[-1].replace("'", '"'))
+    found: list[str] = ast.literal_eval(done.stdout.strip().splitlines()[-1])
     return found
 
 

@@ -188,6 +188,8 @@ def _points(axes: Axes, chart: Points) -> None:
                 markersize=5,
                 color=colour,
                 label=name or None,
+                clip_on=False,  # a share of 0 or 1 is drawn whole
+                zorder=3,
             )
     _rows(axes, labels)
     axes.set_xlabel(chart.axis + (f"; dashed: {chart.reference_name}" if chart.reference_name else ""))
