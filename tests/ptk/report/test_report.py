@@ -192,14 +192,15 @@ def test_a_value_called_all_is_not_taken_for_the_whole() -> None:
 
 
 def test_a_finding_says_only_what_its_interval_allows() -> None:
-    def said(value: float, low: float | None, high: float | None) -> str:
-        table = MeasureTable("wins", "measure_wins", (), (row(value, low, high, about="told/quality"),))
+    def said(value: float, low: float | None, high: float | None, n: int = 100) -> str:
+        table = MeasureTable("wins", "measure_wins", (), (row(value, low, high, about="told/quality", n=n),))
         return findings_of(table, figures_of(table))[0][0]
 
     assert said(0.7, 0.6, 0.8) == "Win rate, told/quality: 0.70 (0.60 to 0.80) of 100 decided verdicts: better."
     assert said(0.3, 0.2, 0.4).endswith(": worse.")
     assert said(0.6, 0.4, 0.8).endswith(": no difference can be told.")
     assert "chance can't be ruled out" in said(0.9, None, None)
+    assert said(0.5, 0.5, 0.5, n=0).endswith("of 0 decided verdicts: every one was a tie, which by definition is this.")
 
 
 # ---- figures of rows ----

@@ -551,7 +551,9 @@ def findings_of(table: MeasureTable, figures: Sequence[Figure]) -> list[Finding]
             continue
         sentence, reference, above, below, neither = found
         words = neither if row["low"] is None or holds(row, reference) else above if row["value"] > reference else below
-        if row["low"] is None:
+        if row["n"] == 0:
+            words = "every one was a tie, which by definition is this"
+        elif row["low"] is None:
             words = "without an interval, so chance can't be ruled out"
         said = sentence.format(step=table.step, about=row["about"], told=told(row), n=f"{row['n']:,}")
         group = group_name(row, table.by)
