@@ -10,8 +10,6 @@ __all__ = ["Bars", "Histogram", "bars", "histogram"]
 WIDTH = 320
 BASE = 66
 LINE = 22
-LABEL = 128
-"""Width that the names of bars have."""
 
 _NAME = 26
 """The most characters of a name; all of it is the bar's tooltip."""

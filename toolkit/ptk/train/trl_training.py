@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ class _Job:
     reference_computed: int = 0
     reference_found: int = 0
     last_whole: int | None = None
-    failed_rows: list[str] = field(default_factory=list)
 
     @property
     def checkpoints(self) -> Path:
