@@ -82,12 +82,12 @@ def language_schema() -> dict[str, Any]:
 
 
 def _open_to_axes(schema: Any) -> Any:
-    """Return a schema of settings in which every value that is no free text may also be that of an axis."""
+    """Return a schema of settings in which every value that is no free text, a patterned name too, may also be that of an axis."""
     if isinstance(schema, list):
         return [_open_to_axes(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    if schema.get("type") in ("integer", "number", "boolean") or "enum" in schema or "const" in schema:
+    if schema.get("type") in ("integer", "number", "boolean") or not {"enum", "const", "pattern"}.isdisjoint(schema):
         about = {key: schema[key] for key in ("title", "description", "default") if key in schema}
         return {**about, "anyOf": [schema, {"$ref": "#/$defs/matrix.value"}]}
     inside = ("properties", "items", "prefixItems", "anyOf", "oneOf", "additionalProperties")
