@@ -277,7 +277,7 @@ def test_each_cell_uses_what_the_cell_with_its_axes_made(project: Path, backend:
     [
         ("step:trained", "step:traind", "models.tuned.adapter: there is no step 'traind'; did you mean 'trained'?"),
         ("step:trained", "step:pairs", "step 'pairs' (read_pairs) makes no model, not an adapter"),
-        ("step:merged", "step:trained", "step 'trained' (train) makes files of an adapter, not a model"),
+        ("step:merged", "step:trained", "step 'trained' (train) makes an adapter, not a model"),
         ("model: base}\n  pairs", "model: tuned}\n  pairs", "steps feed on each other: trained -> trained"),
         ("model: base, adapter", "model: bade, adapter", "models.tuned.model: no model 'bade'"),
     ],

@@ -208,7 +208,7 @@ def _tokens(plan: Plan, node: Node, asked: list[Request], to_go: float) -> tuple
     assert node.model is not None
     if not asked:
         return 0, None
-    if node.model.waits_for is not None and node.model.path is None:
+    if node.model.waits_for is not None and (node.model.path is None or "cases" in declared.made):
         return None, None
     counts = declared.backend.count_tokens(declared.settings, node.model, asked)
     if counts is None:

@@ -264,7 +264,7 @@ def _with_its_model(plan: Plan, node: Node, work: WorkStore, files: ExitStack) -
         for option, reference in declared.made.items()
     }
     try:
-        model = declared.backend.resolve(declared.settings, model_roots(plan.spec, folders))
+        model = declared.resolve(model_roots(plan.spec, folders))
     except ModelNotFound as error:
         line = plan.spec.document.line(("models", declared.name, error.option))
         raise PtkError(f"{plan.spec.document.file}:{line}: models.{declared.name}.{error.option}: {error}") from error

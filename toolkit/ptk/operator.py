@@ -75,6 +75,7 @@ GROUP = "_group"
 """What a `key` stage groups an input by: an id of the values of the columns `by`, or the one integer column that `by` names."""
 
 Scope = Literal["rows", "key", "dataset"]
+MadeFiles = Literal["model", "adapter", "cases"]
 Answers = Mapping[tuple[str, str], "Answer"]
 
 
@@ -195,8 +196,9 @@ class AssetOperator(Operator):
     function: Callable[..., Mapping[str, Any] | tuple[Mapping[str, Any], pl.DataFrame]]
     check: Callable[..., object] | None = None
     """`check(frame, ..., params=params)` is called with no rows when a spec is planned, and raises where they do not fit."""
-    makes: Callable[[Any], Literal["model", "adapter"]] | None = None
-    """`makes(params)` says that its folder is a model, or an adapter of one, so that a model of the spec may name the step."""
+    makes: Callable[[Any], MadeFiles] | None = None
+    """`makes(params)` says that its folder is a model, an adapter of one, or solved cases for one, so that a model of the spec may
+    name the step."""
     reports: bool = False
     """Whether the function takes `report`."""
 
@@ -210,11 +212,14 @@ class LlmOperator(Operator):
     found by (row key, slot).
     """
 
-    requests: Callable[[pl.DataFrame, Answers, Any], Iterable[Request]]
+    requests: Callable[..., Iterable[Request]]
     collect: Callable[[pl.DataFrame, Answers, Any], pl.DataFrame]
     max_rounds: int = 1
     wants: Literal["answers", "likelihoods"] = "answers"
     """What it asks of its model, which not every backend gives."""
+    shows_cases: Callable[[Any], str | None] | None = None
+    """`shows_cases(params)` says what stands against showing the solved cases that a model has, None where nothing does;
+    `requests` then takes them: `requests(frame, answers, params, cases)`. Without it no model that has some can be asked."""
     report: Callable[[pl.LazyFrame, Any], Mapping[str, Any]] | None = None
     """`report(decided, params)` sums up all rows with their decisions, `_reject` included: plain data for the summary and the catalog."""
 
@@ -331,7 +336,7 @@ def reshape(
 def asset_operator(
     *,
     check: Callable[..., object] | None = None,
-    makes: Callable[[Any], Literal["model", "adapter"]] | None = None,
+    makes: Callable[[Any], MadeFiles] | None = None,
     version: int = 1,
 ) -> Callable[[Callable[..., Mapping[str, Any] | tuple[Mapping[str, Any], pl.DataFrame]]], AssetOperator]:
     """Make a function `(frame, ..., params, folder) -> facts` an operator of that name that writes files into `folder`.

@@ -109,6 +109,11 @@ def model_roots(spec: Spec, steps: Mapping[str, Path] | None = None) -> ModelRoo
     return ModelRoots(folder, catalog, steps or {})
 
 
+def _shows(operator: AssetOperator, step: Step) -> bool:
+    """Return whether a step makes solved cases for a model to be shown, which any model can be."""
+    return operator.makes is not None and operator.makes(step.params) == "cases"
+
+
 def _memory(spec: Spec, sample: int | None) -> str:
     return spec.name if sample is None else f"{spec.name}@{sample}"
 
@@ -221,7 +226,7 @@ class _Planner:
             what = f"{operator.name} asks for {operator.wants}, which backend '{declared.settings.backend}' does not give"
             self._complain(step.place("model"), f"{what}; declare the model once more with `backend: transformers`")
             return None
-        if isinstance(operator, AssetOperator) and declared.backend.remote:
+        if isinstance(operator, AssetOperator) and declared.backend.remote and not _shows(operator, step):
             what = f"{operator.name} needs a model's files, and backend '{declared.settings.backend}' has none here"
             self._complain(step.place("model"), f"{what}; declare the model once more with `backend: transformers`")
             return None
@@ -244,18 +249,22 @@ class _Planner:
         same before the files are there and after. Until then the model is one that can't be asked.
         """
         from ptk.llm.backend import ResolvedModel
+        from ptk.llm.cases import find_cases
 
         settings, sampling = declared.settings, canonical(declared.settings.sampling)
         if not declared.made:
-            found = declared.backend.resolve(settings, model_roots(self.spec))
+            found = declared.resolve(model_roots(self.spec))
             return found, found.identity, (found.limits, sampling)
         if "model" in declared.made:
             whole = ResolvedModel(f"step:{declared.made['model']}", {}, {})
-            known_settings = {name: value for name, value in canonical(settings).items() if name != "sampling"}
+            beside = ("sampling", "cases")
+            known_settings = {name: value for name, value in canonical(settings).items() if name not in beside}
             identity: Any = [known_settings, declared.backend.device()]
             limits: Any = None
+            if settings.cases is not None and "cases" not in declared.made:
+                limits = find_cases(settings.cases, model_roots(self.spec)).digest
         else:
-            whole = declared.backend.resolve(settings.model_copy(update=dict.fromkeys(declared.made)), model_roots(self.spec))
+            whole = declared.resolve(model_roots(self.spec), without=declared.made)
             identity, limits = whole.identity, whole.limits
         makers = {option: inputs[declared.slot(option)] for option in declared.made}
         folders = {
@@ -265,7 +274,7 @@ class _Planner:
         }
         known = {reference: folder for reference, folder in folders.items() if folder is not None}
         if len(known) == len(makers):
-            return declared.backend.resolve(settings, model_roots(self.spec, known)), identity, (limits, sampling)
+            return declared.resolve(model_roots(self.spec, known)), identity, (limits, sampling)
         stand_in = {"made by": sorted(node.key for node in makers.values()), "of": identity}
         waits_for = next(node.name for node in makers.values())
         return replace(whole, identity=stand_in, engine=None, waits_for=waits_for), identity, (limits, sampling)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -17,15 +17,16 @@ from pydantic import Field, ValidationError
 
 from ptk.errors import PtkError, SpecError, Violation
 from ptk.grid import Cell, Gathering, Grid, Grids, Unresolved, axes_without_effect, of_cell, read_grid
-from ptk.llm.model_files import STEP
-from ptk.operator import AssetOperator, Operator, find_operator, operator_names
+from ptk.llm.cases import find_cases
+from ptk.llm.model_files import STEP, ModelRoots
+from ptk.operator import AssetOperator, LlmOperator, Operator, find_operator, operator_names
 from ptk.params import ModelName, ModelReference, Params, marked_fields, problems, suggestion
 from ptk.publish.settings import Publish
 from ptk.report.settings import ReportSettings
 from ptk.yamlfile import Document, Location, read_yaml
 
 if TYPE_CHECKING:
-    from ptk.llm.backend import Backend, ModelSettings
+    from ptk.llm.backend import Backend, ModelSettings, ResolvedModel
 
 __all__ = ["Model", "Output", "Spec", "SpecFile", "Step", "backend_names", "find_backend", "load_spec", "uses_model"]
 
@@ -33,6 +34,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _ENTRY = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
 _TAG = re.compile(r"[a-z][a-z0-9._-]*")
 _VERSION_LIKE = re.compile(r"v[0-9]+")
+_KINDS = {"model": "a model", "adapter": "an adapter", "cases": "solved cases"}
+"""What a step can make of a model, by the option that names the step."""
 _ENV = re.compile(r"\$\{env:([^}]*)\}")
 
 
@@ -75,6 +78,16 @@ class Model:
     def slot(self, option: str) -> str:
         """Return the name of the input by which a step that uses the model comes after the one that makes its files."""
         return f"{self.name}.{option}"
+
+    def resolve(self, roots: ModelRoots, without: Collection[str] = ()) -> ResolvedModel:
+        """Find the model without loading it, as if the options in `without` were not written. Raises ModelNotFound."""
+        settings = self.settings.model_copy(update=dict.fromkeys(without))
+        found = self.backend.resolve(settings, roots)
+        if settings.cases is None:
+            return found
+        cases = find_cases(settings.cases, roots)
+        versions = found.versions if cases.version is None else (*found.versions, cases.version)
+        return replace(found, cases=cases, limits={**found.limits, "cases": cases.digest}, versions=versions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +404,8 @@ class _Checker:
                     inputs[slot] = source
                     fed.setdefault(step.base, set()).update(grids.grids[grids.base(reference) or ""].axes)
             asked = models.get(uses_model(step) or "")
+            if asked is not None and asked.settings.cases is not None:
+                self._check_cases(step, asked)
             files: dict[str, str] = {}
             for option, reference in ({} if asked is None else asked.made).items():
                 assert asked is not None
@@ -410,6 +425,17 @@ class _Checker:
                     f"says ${{matrix.{axis}}}{near if (near := suggestion(axis, options)).startswith('; did') else ''}",
                 )
         return steps
+
+    def _check_cases(self, step: Step, model: Model) -> None:
+        """Complain of a step that would not show the solved cases of its model."""
+        if not isinstance(step.operator, LlmOperator) or step.operator.shows_cases is None:
+            self._complain(
+                step.place("model"),
+                f"{step.operator.name} shows no solved cases, and model '{model.name}' has some; declare the model once more without "
+                "`cases`",
+            )
+        elif (problem := step.operator.shows_cases(step.params)) is not None:
+            self._complain(step.place(), f"model '{model.name}' has solved cases: {problem}")
 
     def _found(self, grids: Grids, reference: str, step: Step) -> str | None:
         try:
@@ -437,17 +463,8 @@ class _Checker:
             return None  # it is wrong itself, and that was said
         makes = maker.operator.makes if isinstance(maker.operator, AssetOperator) else None
         if makes is None or makes(maker.params) != option:
-            made = (
-                "no model"
-                if makes is None
-                else f"files of an {kind}"
-                if (kind := makes(maker.params)) == "adapter"
-                else f"files of a {kind}"
-            )
-            self._complain(
-                place,
-                f"step '{source}' ({maker.operator.name}) makes {made}, not {'an adapter' if option == 'adapter' else 'a model'}",
-            )
+            made = "no model" if makes is None else _KINDS[makes(maker.params)]
+            self._complain(place, f"step '{source}' ({maker.operator.name}) makes {made}, not {_KINDS[option]}")
             return None
         return source
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, get_args
 
 import polars as pl
@@ -12,8 +11,9 @@ from pydantic import Field, model_validator
 
 from ptk.label.flaws import FLAWS, flaws
 from ptk.label.judging import check_text, share, text_in
-from ptk.llm.persona_turns import PersonaPlace, persona_turns, plain_prompt
-from ptk.llm.prompt_files import Exemplar, ExemplarFile, as_text, rendered
+from ptk.llm.cases import ONE_SYSTEM_MESSAGE, Case, SolvedCase, asked
+from ptk.llm.persona_turns import PersonaPlace
+from ptk.llm.prompt_files import ExemplarFile, rendered
 from ptk.llm.request import Message, Request, Role
 from ptk.operator import DETAIL, KEY, REJECT, Answers, LlmOperator
 from ptk.params import COLUMN, MODEL, Params
@@ -48,9 +48,6 @@ class GenerateResponses(Params):
         None,
         description="File with solved cases that are shown first: request, persona where there is one, preferred response.",
     )
-    cases: Annotated[str | None, COLUMN] = Field(
-        None, description="Column with solved cases of the row's own that are shown first, as assign_cases gives them."
-    )
     prefix: str | None = Field(
         None, min_length=1, description="What every response begins with: a template that sees prompt and persona."
     )
@@ -72,10 +69,8 @@ class GenerateResponses(Params):
         if self.persona is not None and self.place == "system":
             if self.template == "plain":
                 raise ValueError("plain text has no system message; write place: tag or place: first_person")
-            if self.exemplars is not None or self.cases is not None:
-                raise ValueError("solved cases have a persona each, and there is one system message; write place: tag")
-        if self.exemplars is not None and self.cases is not None:
-            raise ValueError("`exemplars` and `cases` both name solved cases; leave one out")
+            if self.exemplars is not None:
+                raise ValueError(ONE_SYSTEM_MESSAGE)
         if self.prefix is not None:
             try:
                 self.begin("text", "text")
@@ -102,26 +97,13 @@ class _Row:
     begun: str = ""
     """What the response begins with."""
     reject: tuple[str, str] | None = None
-    cases: tuple[_Case, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """A solved case: a request, the persona that asked, and the response that it preferred."""
-
-    prompt: str
-    persona: str | None
-    preferred: str
 
 
 def _rows(frame: pl.DataFrame, params: GenerateResponses) -> Iterator[_Row]:
     named = [params.prompt, *([params.persona] if params.persona is not None else [])]
-    solved = [] if params.cases is None else [params.cases]
-    shown = frame.select(KEY, *dict.fromkeys([*named, *solved]))
+    shown = frame.select(KEY, *dict.fromkeys(named))
     check_text(shown, named[:1], turns=True)
     check_text(shown, named[1:])
-    if params.cases is not None:
-        _check_cases(params.cases, shown.schema[params.cases])
     for row in shown.iter_rows(named=True):
         turns = _turns(row[params.prompt])
         persona = None if params.persona is None else text_in(row[params.persona])
@@ -131,23 +113,9 @@ def _rows(frame: pl.DataFrame, params: GenerateResponses) -> Iterator[_Row]:
             yield _Row(row[KEY], reject=lacking)
             continue
         try:
-            cases = () if params.cases is None else _cases_of(row[params.cases])
-            yield _Row(row[KEY], turns, persona, params.begin(turns[-1].content, persona), cases=cases)
+            yield _Row(row[KEY], turns, persona, params.begin(turns[-1].content, persona))
         except ValueError as error:
             yield _Row(row[KEY], reject=("no_prefix", str(error)))
-
-
-def _check_cases(column: str, dtype: pl.DataType) -> None:
-    inner = dtype.inner if isinstance(dtype, pl.List) else None
-    fields = {field.name: field.dtype for field in inner.fields} if isinstance(inner, pl.Struct) else {}
-    if any(fields.get(name) != pl.String for name in ("prompt", "persona", "preferred")):
-        raise TypeError(
-            f"column '{column}' is {dtype}, no list of solved cases {{prompt, persona, preferred}}; assign_cases makes one"
-        )
-
-
-def _cases_of(value: Any) -> tuple[_Case, ...]:
-    return tuple(_Case(case["prompt"], case["persona"], case["preferred"]) for case in value or ())
 
 
 def _turns(value: Any) -> tuple[Message, ...]:
@@ -170,32 +138,22 @@ def _lacking(turns: Sequence[Message], params: GenerateResponses, has_persona: b
     return None
 
 
-@lru_cache(maxsize=8)
-def _cases(exemplars: tuple[Exemplar | _Case, ...], *, personas: bool, place: PersonaPlace) -> tuple[tuple[Message, ...], str]:
-    """Return solved cases as turns, and as plain text."""
-    turns: list[Message] = []
-    texts: list[str] = []
-    for case in exemplars:
-        persona = case.persona if personas else None
-        turns += [*persona_turns((Message("user", case.prompt),), persona, place), Message("assistant", case.preferred)]
-        texts.append(f"{plain_prompt(case.prompt, persona, place)} {case.preferred}\n\n")
-    return tuple(turns), "".join(texts)
-
-
-def _asked(row: _Row, params: GenerateResponses) -> tuple[tuple[Message, ...], str]:
+def _asked(row: _Row, params: GenerateResponses, cases: tuple[Case, ...]) -> tuple[tuple[Message, ...], str]:
     """Return the turns of a request, and what the response begins with; of plain text that is all there is."""
-    solved: tuple[Exemplar | _Case, ...] = row.cases if params.exemplars is None else params.exemplars.exemplars
-    turns, text = _cases(solved, personas=row.persona is not None, place=params.place)
-    if params.template == "plain":
-        shown = as_text([{"role": turn.role, "content": turn.content} for turn in row.turns])
-        asked = text + plain_prompt(shown, row.persona, params.place)
-        return (), f"{asked} {row.begun}" if row.begun else asked
-    own = persona_turns(row.turns, row.persona, params.place)
-    head = own[:1] if own[0].role == "system" else ()
-    return (*head, *turns, *own[len(head) :]), row.begun
+    solved: tuple[SolvedCase, ...] = cases if params.exemplars is None else params.exemplars.exemplars
+    turns, text = asked(row.turns, row.persona, params.place, params.template, solved)
+    return turns, " ".join(part for part in (text, row.begun) if part)
 
 
-def _requests(frame: pl.DataFrame, answers: Answers, params: GenerateResponses) -> Iterator[Request]:
+def _shows_cases(params: GenerateResponses) -> str | None:
+    if params.exemplars is not None:
+        return "`exemplars` names some too; leave one out"
+    return ONE_SYSTEM_MESSAGE if params.persona is not None and params.place == "system" else None
+
+
+def _requests(
+    frame: pl.DataFrame, answers: Answers, params: GenerateResponses, cases: tuple[Case, ...] = ()
+) -> Iterator[Request]:
     stop = params.stop if params.stop is not None or params.template == "chat" else (_NEXT_CASE,)
     decided: list[tuple[str, Any]] = [] if stop is None else [("stop", stop)]
     if params.temperature is not None:
@@ -203,7 +161,7 @@ def _requests(frame: pl.DataFrame, answers: Answers, params: GenerateResponses) 
     for row in _rows(frame, params):
         if row.reject is not None:
             continue
-        messages, begun = _asked(row, params)
+        messages, begun = _asked(row, params, cases)
         for number, name in enumerate(params.names()):
             yield Request(row.key, name, messages, prefill=begun, sample=number, decided=tuple(decided))
 
@@ -267,5 +225,6 @@ generate_responses = LlmOperator(
     help="Generate responses to prompts with a model, with a row's persona or without one.",
     requests=_requests,
     collect=_collect,
+    shows_cases=_shows_cases,
     report=_report,
 )

@@ -137,7 +137,8 @@ class Asking:
         return new
 
     def _requests(self, batch: pl.DataFrame, answers: Mapping[tuple[str, str], Answer]) -> Iterator[Request]:
-        for request in self.operator.requests(batch, answers, self.params):
+        shown = () if self.model.cases is None else (self.model.cases.cases,)
+        for request in self.operator.requests(batch, answers, self.params, *shown):
             own = dict(request.decided)
             sampling = self.sampling.model_copy(update=own) if own else self.sampling
             yield replace(request, sampling=sampling, adapter=self.model.adapter)

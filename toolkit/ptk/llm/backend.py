@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from pydantic import Field
+
+from ptk.llm.cases import Cases
 from ptk.llm.model_files import ModelRoots, ModelVersion
 from ptk.llm.request import Answer, Request, Sampling
-from ptk.params import Params
+from ptk.params import REFERENCE, Params
 
 __all__ = ["Backend", "ModelSettings", "ResolvedModel", "Session", "with_adapters"]
 
@@ -19,6 +22,12 @@ class ModelSettings(Params):
 
     backend: str
     sampling: Sampling = Sampling()
+    cases: Annotated[str | None, REFERENCE] = Field(
+        None,
+        min_length=1,
+        description="Solved cases that it is shown first, as tailor makes them with method: few_shot: a folder, catalog:ENTRY@REF, or "
+        "step:NAME.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,8 @@ class ResolvedModel:
     identity: Mapping[str, Any]
     """Everything about the model that decides answers, as JSON data: digest of weights and tokenizer, dtype, adapter."""
     limits: Mapping[str, Any]
-    """What decides which requests are refused (the window), but no answer: part of a step's key, not of a request's."""
+    """What decides which requests are made and refused (the cases, the window), but no answer: part of a step's key, not of a
+    request's."""
     path: Path | None = None
     """Folder with the model's files; of an endpoint's, the folder with its tokenizer, where one is named."""
     revision: str | None = None
@@ -43,6 +53,8 @@ class ResolvedModel:
     """Folder of the LoRA adapter that the engine applies to this model's requests."""
     adapters: tuple[Path, ...] = ()
     """Adapters of all models that the session will be asked for, filled in by whoever opens it."""
+    cases: Cases | None = None
+    """Solved cases that it is shown first, by the steps that show any."""
     versions: tuple[ModelVersion, ...] = ()
     """Versions of the catalog that the model and its adapter are."""
     waits_for: str | None = None

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 import polars as pl
 from pydantic import Field, model_validator
 
-from ptk.llm.persona_turns import PersonaPlace, persona_turns, plain_prompt
-from ptk.llm.prompt_files import as_text
+from ptk.llm.cases import ONE_SYSTEM_MESSAGE, Case, asked
+from ptk.llm.persona_turns import PersonaPlace
 from ptk.llm.request import Message, Request
 from ptk.operator import DETAIL, KEY, REJECT, Answers, LlmOperator
 from ptk.params import COLUMN, MODEL, Params
@@ -91,7 +91,9 @@ def _schema(params: ScorePairs) -> dict[str, Any]:
     return {**schema, REJECT: pl.String, DETAIL: pl.String}
 
 
-def _prompts(row: Mapping[str, Any], params: ScorePairs) -> dict[Condition, tuple[tuple[Message, ...], str]]:
+def _prompts(
+    row: Mapping[str, Any], params: ScorePairs, cases: tuple[Case, ...] = ()
+) -> dict[Condition, tuple[tuple[Message, ...], str]]:
     """Return the turns of what each condition asks with; of plain text, no turns and the text. Raises UnfitTurns."""
     turns = prompt_turns(row["prompt"])
     prompts: dict[Condition, tuple[tuple[Message, ...], str]] = {}
@@ -102,11 +104,7 @@ def _prompts(row: Mapping[str, Any], params: ScorePairs) -> dict[Condition, tupl
             persona = (row[given + "_persona"] or "").strip()
             if not persona:
                 raise UnfitTurns("no_persona", f"column '{column}' is empty")
-        if params.template == "plain":
-            text = as_text([{"role": turn.role, "content": turn.content} for turn in turns])
-            prompts[given] = (), plain_prompt(text, persona, params.place)
-        else:
-            prompts[given] = persona_turns(turns, persona, params.place), ""
+        prompts[given] = asked(turns, persona, params.place, params.template, cases)
     return prompts
 
 
@@ -122,10 +120,14 @@ def _rows(frame: pl.DataFrame, params: ScorePairs) -> Iterator[dict[str, Any]]:
     yield from frame.select(KEY, "prompt", *SIDES, *personas).iter_rows(named=True)
 
 
-def _requests(frame: pl.DataFrame, answers: Answers, params: ScorePairs) -> Iterator[Request]:
+def _shows_cases(params: ScorePairs) -> str | None:
+    return ONE_SYSTEM_MESSAGE if params.place == "system" and set(params.given) != {"none"} else None
+
+
+def _requests(frame: pl.DataFrame, answers: Answers, params: ScorePairs, cases: tuple[Case, ...] = ()) -> Iterator[Request]:
     for row in _rows(frame, params):
         try:
-            prompts = _prompts(row, params)
+            prompts = _prompts(row, params, cases)
             responses = {side: response_text(row[side], side) for side in SIDES}
         except UnfitTurns:
             continue
@@ -194,5 +196,6 @@ score_pairs = LlmOperator(
     requests=_requests,
     collect=_collect,
     wants="likelihoods",
+    shows_cases=_shows_cases,
     report=_report,
 )

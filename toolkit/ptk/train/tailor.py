@@ -1,4 +1,4 @@
-"""Trains a model on rows with TRL: SFT, DPO, KTO or ORPO, as an adapter or whole."""
+"""Tailors a model to rows: trained with TRL by SFT, DPO, KTO or ORPO, as an adapter or whole; or shown some of them, few-shot."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from pydantic import Field, model_validator
 from ptk.errors import PtkError
 from ptk.files import cache_folder
 from ptk.llm.backend import ResolvedModel
+from ptk.llm.cases import write_cases
 from ptk.llm.local_model import torch_device
 from ptk.llm.model_files import read_json_file
 from ptk.operator import DETAIL, KEY, REJECT, asset_operator
 from ptk.params import COLUMN, MODEL, UNKEYED, Params, canonical
+from ptk.train.few_shot import check_case_records, draw_cases
 from ptk.train.presets import preset_lora, preset_trainer
 from ptk.train.stacked_adapter import unstackable
 from ptk.train.training_process import run_training
@@ -33,6 +35,8 @@ Report = Callable[[int, int | None, str], None]
 
 _PLAIN = {"report_to": "none", "logging_steps": 1, "disable_tqdm": True, "save_total_limit": 1}
 _VALIDATED = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+_FEW_SHOT = frozenset({"model", "method", "cases", "seed", "split", "train"})
+"""The settings that few-shot tailoring has."""
 _CURVE = 400
 """Most points of the curve that is kept with a step."""
 
@@ -41,9 +45,11 @@ class Tailor(Params):
     """Settings of tailor."""
 
     model: Annotated[str, MODEL] = Field(description="Name of the model to start from, with the adapter that it names merged.")
-    method: Literal["sft", "dpo", "kto", "orpo"] = Field(
-        "dpo", description="What is learned: to write responses, or to prefer them."
+    method: Literal["few_shot", "sft", "dpo", "kto", "orpo"] = Field(
+        "dpo",
+        description="What is learned: to write responses, or to prefer them; few_shot trains nothing, and shows solved cases.",
     )
+    cases: int = Field(5, ge=1, le=64, description="few_shot: how many solved cases are drawn for the model to be shown.")
     tuning: Literal["lora", "full"] = Field(
         "lora", description="lora, a small adapter beside frozen weights; full, all weights."
     )
@@ -86,6 +92,12 @@ class Tailor(Params):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.method == "few_shot":
+            for name in sorted(self.model_fields_set - _FEW_SHOT):
+                raise ValueError(f"`{name}` is about training, and method: few_shot trains nothing; leave it out")
+            return self
+        if "cases" in self.model_fields_set:
+            raise ValueError("`cases` goes with method: few_shot")
         for problem in (
             *trainer_problems(self.method, self.trl),
             *lora_problems(self.lora),
@@ -112,8 +124,10 @@ class Tailor(Params):
         return self
 
     def canonical(self) -> dict[str, Any]:
-        """Return what decides the trained weights."""
-        unkeyed = ("model", "checkpoint_minutes", "trl")
+        """Return what decides what is made."""
+        if self.method == "few_shot":
+            return {name: canonical(getattr(self, name)) for name in sorted(_FEW_SHOT - {"model"})}
+        unkeyed = ("model", "checkpoint_minutes", "trl", "cases")
         content = {name: canonical(getattr(self, name)) for name in type(self).model_fields if name not in unkeyed}
         told = {**preset_trainer(self.preset, self.method), **self.trl}
         return {**content, "trl": {name: value for name, value in told.items() if name not in UNKEYED_OPTIONS}}
@@ -140,10 +154,15 @@ class Tailor(Params):
 
 
 def _check(frame: pl.LazyFrame, params: Tailor) -> None:
-    responses_of(params.method, frame.collect_schema())
+    if params.method == "few_shot":
+        check_case_records(frame)
+    else:
+        responses_of(params.method, frame.collect_schema())
 
 
-def _makes(params: Tailor) -> Literal["model", "adapter"]:
+def _makes(params: Tailor) -> Literal["model", "adapter", "cases"]:
+    if params.method == "few_shot":
+        return "cases"
     return "adapter" if params.tuning == "lora" and params.save == "adapter" else "model"
 
 
@@ -151,7 +170,9 @@ def _makes(params: Tailor) -> Literal["model", "adapter"]:
 def tailor(
     frame: pl.LazyFrame, params: Tailor, folder: Path, model: ResolvedModel, report: Report
 ) -> tuple[Mapping[str, Any], pl.DataFrame]:
-    """Train a model on rows with TRL: by SFT, DPO, KTO or ORPO, as a LoRA adapter or whole."""
+    """Tailor a model to rows: trained with TRL by SFT, DPO, KTO or ORPO, as a LoRA adapter or whole, or few-shot, shown some of them."""
+    if params.method == "few_shot":
+        return _few_shot(frame, params, folder, model)
     if model.path is None:
         raise PtkError(
             f"model '{model.reference}' has no weights here that can be trained; name one of the backend transformers"
@@ -187,6 +208,22 @@ def tailor(
     facts = _facts(params, model, job, last, counts, told, digest, folder)
     # Rows of other parts are left alone.
     return facts, rows.select(KEY).join(made.select(KEY, REJECT, DETAIL), on=KEY, how="left", maintain_order="left")
+
+
+def _few_shot(
+    frame: pl.LazyFrame, params: Tailor, folder: Path, model: ResolvedModel
+) -> tuple[Mapping[str, Any], pl.DataFrame]:
+    """Write the solved cases that the model is to be shown."""
+    rows = _parted(frame.collect(engine="streaming"), params)
+    used = rows.filter(pl.col("part").is_not_null())
+    cases, decided = draw_cases(used, params.cases, params.seed)
+    digest = write_cases(cases, folder)
+    facts = {
+        "made": _made(params, model),
+        "rows": {"records": used.height, "cases": len(cases), "digest": digest},
+        "settings": {"method": params.method, "seed": params.seed},
+    }
+    return facts, rows.select(KEY).join(decided, on=KEY, how="left", maintain_order="left")
 
 
 def _check_base(params: Tailor, model: ResolvedModel) -> None:
@@ -366,6 +403,17 @@ def _batch(frame: pl.LazyFrame, keys: Sequence[str]) -> str:
     return f"{told} of the pairs {', '.join(pairs)}"
 
 
+def _made(params: Tailor, model: ResolvedModel) -> dict[str, Any]:
+    """Return what was made, of which model."""
+    return {
+        "form": _makes(params),
+        "base": base_name(model),
+        "base_revision": model.revision,
+        "base_digest": model.identity.get("digest"),
+        "from_adapter": model.identity.get("adapter"),
+    }
+
+
 def _facts(
     params: Tailor,
     model: ResolvedModel,
@@ -381,11 +429,7 @@ def _facts(
     history = [entry for entry in last["history"] if {"loss", "eval_loss"} & entry.keys()]
     return {
         "made": {
-            "form": _makes(params),
-            "base": job["base_name"],
-            "base_revision": model.revision,
-            "base_digest": model.identity.get("digest"),
-            "from_adapter": model.identity.get("adapter"),
+            **_made(params, model),
             **({"rank": config["r"], "alpha": config["lora_alpha"]} if config else {}),
         },
         "rows": {**counts, "digest": digest},
