@@ -6,19 +6,17 @@ vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import Field
 
-from ptk.errors import ModelNotFound
-from ptk.llm.adapter import find_adapter
 from ptk.llm.backend import ModelSettings, ResolvedModel
-from ptk.llm.chat_template import RENDERING, ChatTemplateError, read_chat_template
 from ptk.llm.child import child_environment, computing
 from ptk.llm.engine_process import EngineSession
-from ptk.llm.local_model import LocalModels, dtype_of, torch_device, window_of
-from ptk.llm.model_files import ModelRoots, find_model_files, model_digest, read_json_file
+from ptk.llm.local_model import LocalModels, find_local_model, torch_device
+from ptk.llm.model_files import ModelRoots
 from ptk.llm.request import Request
 from ptk.params import REFERENCE, UNKEYED
 
@@ -67,33 +65,8 @@ class TransformersBackend(LocalModels):
 
     def resolve(self, settings: TransformersSettings, roots: ModelRoots) -> ResolvedModel:
         """Find the model and its adapter without loading them. Raises ModelNotFound."""
-        files = find_model_files(settings.model, settings.revision, roots)
-        try:
-            read_chat_template(files.folder)
-        except ChatTemplateError as error:
-            raise ModelNotFound(str(error)) from error
-        config = read_json_file(files.folder / "config.json")
-        adapter = None if settings.adapter is None else find_adapter(settings.adapter, roots, settings.model, files)
-        identity = {
-            "engine": "transformers",
-            "digest": model_digest(files.folder),
-            "dtype": dtype_of(settings.dtype, config, torch_device()),
-            "rendering": RENDERING,
-            **({} if adapter is None else {"adapter": adapter.digest}),
-        }
-        reference = settings.model if settings.adapter is None else f"{settings.model} + {settings.adapter}"
-        limits = {"max_model_len": window_of(settings.max_model_len, config)}
-        versions = (files.version, None if adapter is None else adapter.version)
-        return ResolvedModel(
-            reference,
-            identity,
-            limits,
-            files.folder,
-            files.revision,
-            files.notes,
-            adapter=None if adapter is None else adapter.folder,
-            versions=tuple(version for version in versions if version is not None),
-        )
+        found = find_local_model(settings, roots, torch_device())
+        return replace(found, identity={"engine": "transformers", **found.identity})
 
     def device(self) -> str:
         """Return where torch runs here."""

@@ -12,13 +12,13 @@ import orjson
 from pydantic import Field, field_validator
 
 from ptk.errors import ModelNotFound
-from ptk.llm.adapter import find_adapter, read_adapter, vllm_rank
+from ptk.llm.adapter import read_adapter, vllm_rank
 from ptk.llm.backend import ModelSettings, ResolvedModel
-from ptk.llm.chat_template import RENDERING, ChatTemplateError, prompt_encoder, read_chat_template
+from ptk.llm.chat_template import prompt_encoder, read_chat_template
 from ptk.llm.child import child_environment, computing
 from ptk.llm.engine_process import EngineSession
-from ptk.llm.local_model import LocalModels, dtype_of, gpu_is_visible, window_of
-from ptk.llm.model_files import ModelRoots, find_model_files, model_digest, read_json_file
+from ptk.llm.local_model import LocalModels, find_local_model, gpu_is_visible
+from ptk.llm.model_files import ModelRoots
 from ptk.llm.prefix import shared_prefixes
 from ptk.llm.request import Request, drawn
 from ptk.llm.vllm_options import UNKEYED_ARGUMENTS, engine_problems, quantization_problem
@@ -107,45 +107,19 @@ class VllmBackend(LocalModels):
 
     def resolve(self, settings: VllmSettings, roots: ModelRoots) -> ResolvedModel:
         """Find the model without loading it. Raises ModelNotFound."""
-        files = find_model_files(settings.model, settings.revision, roots)
-        try:
-            template = read_chat_template(files.folder)
-        except ChatTemplateError as error:
-            raise ModelNotFound(str(error)) from error
-        if template is None:
-            raise ModelNotFound(
-                f"model '{settings.model}' ({files.folder}) has no chat template; use an instruction-tuned model"
-            )
-        config = read_json_file(files.folder / "config.json")
-        identity: dict[str, Any] = {
-            "digest": model_digest(files.folder),
-            "dtype": dtype_of(settings.dtype, config, device()),
-            "quantization": settings.quantization,
-            "rendering": RENDERING,
-        }
-        limits = {"max_model_len": window_of(settings.max_model_len, config)}
+        found = find_local_model(settings, roots, device())
+        assert found.path is not None
+        if read_chat_template(found.path) is None:
+            raise ModelNotFound(f"model '{settings.model}' ({found.path}) has no chat template; use an instruction-tuned model")
+        if found.adapter is not None:
+            vllm_rank(read_adapter(found.adapter))
+        identity: dict[str, Any] = {**found.identity, "quantization": settings.quantization}
         passed_on = {name: value for name, value in settings.engine.items() if name not in UNKEYED_ARGUMENTS}
         if passed_on:
             identity["engine"] = passed_on
         if settings.on_long != "reject":
-            identity["on_long"] = [settings.on_long, limits["max_model_len"]]
-        reference, adapter, versions = settings.model, None, [files.version]
-        if settings.adapter is not None:
-            found = find_adapter(settings.adapter, roots, settings.model, files)
-            vllm_rank(found)
-            reference, adapter = f"{settings.model} + {settings.adapter}", found.folder
-            identity["adapter"] = found.digest
-            versions.append(found.version)
-        model = ResolvedModel(
-            reference,
-            identity,
-            limits,
-            files.folder,
-            files.revision,
-            files.notes,
-            adapter=adapter,
-            versions=tuple(version for version in versions if version is not None),
-        )
+            identity["on_long"] = [settings.on_long, found.limits["max_model_len"]]
+        model = replace(found, identity=identity)
         shared = [engine_arguments(settings, model, device()), settings.on_long, settings.startup_timeout]
         name = hashlib.sha256(orjson.dumps(shared, option=orjson.OPT_SORT_KEYS)).hexdigest()
         return replace(model, engine=f"vllm {name}")
