@@ -202,6 +202,10 @@ class AssetOperator(Operator):
     reports: bool = False
     """Whether the function takes `report`."""
 
+    def loads_model(self, params: Any) -> bool:
+        """Return whether it computes with the model that its settings name: solved cases are drawn for one, and need none."""
+        return self.makes is None or self.makes(params) != "cases"
+
 
 @dataclass(frozen=True, slots=True)
 class LlmOperator(Operator):

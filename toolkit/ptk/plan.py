@@ -109,11 +109,6 @@ def model_roots(spec: Spec, steps: Mapping[str, Path] | None = None) -> ModelRoo
     return ModelRoots(folder, catalog, steps or {})
 
 
-def _shows(operator: AssetOperator, step: Step) -> bool:
-    """Return whether a step makes solved cases for a model to be shown, which any model can be."""
-    return operator.makes is not None and operator.makes(step.params) == "cases"
-
-
 def _memory(spec: Spec, sample: int | None) -> str:
     return spec.name if sample is None else f"{spec.name}@{sample}"
 
@@ -226,7 +221,7 @@ class _Planner:
             what = f"{operator.name} asks for {operator.wants}, which backend '{declared.settings.backend}' does not give"
             self._complain(step.place("model"), f"{what}; declare the model once more with `backend: transformers`")
             return None
-        if isinstance(operator, AssetOperator) and declared.backend.remote and not _shows(operator, step):
+        if isinstance(operator, AssetOperator) and declared.backend.remote and operator.loads_model(step.params):
             what = f"{operator.name} needs a model's files, and backend '{declared.settings.backend}' has none here"
             self._complain(step.place("model"), f"{what}; declare the model once more with `backend: transformers`")
             return None

@@ -24,6 +24,7 @@ from ptk.plan import make_plan
 from ptk.progress import Quiet
 from ptk.spec import load_spec
 from ptk.work import WorkStore
+from tiny_model import tiny_model
 
 SPECS = Path(__file__).resolve().parents[3] / "specs"
 
@@ -103,6 +104,45 @@ def test_a_run_whose_models_die_with_their_workers_ends_and_keeps_what_was_answe
     over.set()
     killing.join()
     assert 0 < stored(project) < 20
+
+
+TUNED = """\
+ptk: 1
+name: tuned
+models:
+  base:   {backend: transformers, model: tiny}
+  writer: {backend: scripted}
+steps:
+  pairs:   {op: read_pairs, path: pairs.jsonl}
+  records: {op: tailoring_records, from: pairs, training: none}
+  tuned:   {op: tailor, from: records, model: base, preset: cpu, trl: {max_steps: 3}, validation: null}
+  solved:  {op: tailoring_records, from: pairs, method: few_shot, training: none}
+  cases:   {op: tailor, from: solved, model: writer, method: few_shot, cases: 2}
+outputs:
+  tiny/tuned: {from: tuned, kind: model}
+  tiny/cases: {from: cases, kind: model}
+"""
+
+
+@pytest.fixture
+def tiny(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tiny_model(project / "tiny")
+    (project / "spec.yaml").write_text(TUNED)
+    monkeypatch.setenv("PTK_CACHE", str(project / "cache"))  # before the workers start
+    return project
+
+
+@pytest.mark.model
+def test_a_worker_trains_the_model_that_is_trained_here(tiny: Path, cluster: Any) -> None:
+    there = run(tiny / "spec.yaml", tiny / "there", cluster.scheduler_address)
+    store = WorkStore(tiny / "here")
+    here = run_plan(
+        make_plan(load_spec(tiny / "spec.yaml"), store), store, lambda: ptk_catalog.open(tiny / "here" / "catalog"), Quiet()
+    )
+    assert [version.digest for version in there.versions] == [version.digest for version in here.versions]
+    assert {step.name: step.result.facts.get("rows") for step in there.steps} == {
+        step.name: step.result.facts.get("rows") for step in here.steps
+    }
 
 
 @pytest.mark.slow

@@ -143,3 +143,18 @@ def test_plain_text_has_no_system_message() -> None:
     with pytest.raises(ValidationError, match="plain text has no system message"):
         TailoringRecords(template="plain")
     assert TailoringRecords(template="plain", training="none").place == "system"
+
+
+@pytest.mark.parametrize(
+    ("training", "read"),
+    [("none", (None, None)), ("chosen", ("chosen_persona", None)), ("rejected", (None, "rejected_persona"))],
+)
+def test_no_column_is_read_of_personas_that_stand_in_no_prompt(training: str, read: tuple[str | None, str | None]) -> None:
+    params = TailoringRecords.model_validate_json(orjson.dumps({"training": training}))
+    assert (params.chosen_persona, params.rejected_persona) == read
+    assert TailoringRecords(training=training, chosen_persona="liked").chosen_persona == "liked"
+
+
+def test_a_persona_that_stands_in_a_prompt_has_a_column() -> None:
+    with pytest.raises(ValidationError, match="reads the persona of the rejected side; name its column in `rejected_persona`"):
+        TailoringRecords(rejected_persona=None)

@@ -144,9 +144,11 @@ class DaskEngine:
         self, node: Node, inputs: Sequence[Input], folder: Place, report: Report
     ) -> Mapping[str, Any] | tuple[Mapping[str, Any], pl.DataFrame]:
         # What a worker could say on its way has no way back: it says nothing until it is done.
-        if node.model is not None:
+        operator = node.step.operator
+        loads = node.model is not None and isinstance(operator, AssetOperator) and operator.loads_model(node.step.params)
+        if loads:
             check_for_models(self.cluster)
-        resources = None if node.model is None else {RESOURCE: 1}
+        resources = {RESOURCE: 1} if loads else None
         task = self.client.submit(
             _write_files,
             _Task(node),
