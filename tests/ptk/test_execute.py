@@ -24,19 +24,6 @@ from ptk.progress import Quiet
 from ptk.spec import load_spec
 from ptk.work import WorkStore
 
-SPEC = """\
-ptk: 1
-name: small
-models:
-  labeler: {backend: scripted, model: persona}
-steps:
-  pairs:    {op: read_pairs, path: pairs.jsonl}
-  unique:   {op: drop_duplicates, from: pairs, on: [prompt]}
-  personas: {op: infer_personas, from: unique, model: labeler, exemplars: exemplars.yaml}
-outputs:
-  small/personas: {from: personas, licence: cc0-1.0, tags: [latest]}
-"""
-
 
 def records(count: int, start: int = 0) -> list[dict[str, Any]]:
     return [{"prompt": f"Q{n}?", "chosen": f"Short {n}.", "rejected": f"Longer, {n}."} for n in range(start, start + count)]
@@ -240,7 +227,13 @@ def test_a_forced_step_asks_again_and_what_follows_is_done_again(project: Path) 
 
 def test_two_specs_share_answers(project: Path) -> None:
     run(project)
-    other = SPEC.replace("name: small", "name: other").replace("small/personas", "other/personas").replace("unique", "single")
+    other = (
+        (project / "spec.yaml")
+        .read_text()
+        .replace("name: small", "name: other")
+        .replace("small/personas", "other/personas")
+        .replace("unique", "single")
+    )
     (project / "other.yaml").write_text(other)
     write(project, [*(json.loads(line) for line in (project / "pairs.jsonl").read_text().splitlines()), *records(3, start=90)])
     assert asked(run(project, "other.yaml")) == (6, 20)

@@ -82,6 +82,20 @@ def test_a_model_is_published_with_its_files_and_a_card_and_downloads_as_it_was(
     assert len(repo.commits) == 2
 
 
+def test_solved_cases_are_published_as_what_they_are(catalog: ptk_catalog.Catalog, tmp_path: Path, hub: Hub) -> None:
+    case = {"prompt": "Why?", "persona": "The user is brisk.", "preferred": "So."}
+    commit(catalog, tmp_path / "one", {"cases.json": json.dumps({"cases": [case]})}, metrics={})
+    publish(catalog)
+    assert header(hub) == {"pretty_name": "demo/tailored", "license": "mit", "tags": ["ptk"]}
+    text = readme(hub)
+    assert "Solved cases, which a model is shown before a prompt, drawn for `org/base`: version 1" in text
+    assert "Drawn from\n\n- `demo/pairs@v1`" in text
+    assert "rained on" not in text
+    told: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], told)
+    assert told["cases"] == [case]
+
+
 def test_the_next_version_says_what_changed_and_removes_files_that_are_gone(
     catalog: ptk_catalog.Catalog, tmp_path: Path, hub: Hub
 ) -> None:

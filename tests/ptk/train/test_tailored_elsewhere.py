@@ -110,6 +110,17 @@ def test_a_tuned_model_is_merged_answers_and_is_scored_in_the_spec_that_trains_i
     assert rows["logp_chosen_given_chosen"].is_finite().all()
 
 
+def test_another_learning_rate_of_dpo_alone_runs_dpo_and_what_follows(project: Path) -> None:
+    spec = (project / "spec.yaml").read_text()
+    before, dpo, after = spec.partition("  dpo:     {op: tailor")
+    (project / "other.yaml").write_text(before + dpo + after.replace("1.0e-2", "2.0e-2", 1))
+    command = [*PTK, "plan", "other.yaml", "--json"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    planned = {name: step["status"] for name, step in json.loads(done.stdout)["steps"].items()}
+    assert [name for name, status in planned.items() if status == "cached"] == ["pairs", "records", "sft"]
+    assert [name for name, status in planned.items() if status == "run"] == ["dpo", "whole", "merged", "adapted", "scored"]
+
+
 PEFT = """\
 import sys
 from peft import PeftModel

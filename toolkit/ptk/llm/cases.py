@@ -19,9 +19,9 @@ from ptk.llm.prompt_files import as_text
 from ptk.llm.request import Message
 from ptk.params import Params, problems
 
-__all__ = ["ONE_SYSTEM_MESSAGE", "Case", "Cases", "SolvedCase", "asked", "find_cases", "write_cases"]
+__all__ = ["CASES_FILE", "ONE_SYSTEM_MESSAGE", "Case", "Cases", "SolvedCase", "asked", "find_cases", "write_cases"]
 
-FILE = "cases.json"
+CASES_FILE = "cases.json"
 ONE_SYSTEM_MESSAGE = "solved cases have a persona each, and there is one system message; write place: tag"
 
 
@@ -67,22 +67,22 @@ class Cases:
 def write_cases(cases: tuple[Case, ...], folder: Path) -> str:
     """Write the cases into a folder that `find_cases` reads; return their digest."""
     content = {"cases": [case.model_dump(exclude_none=True) for case in cases]}
-    (folder / FILE).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (folder / CASES_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return Cases(cases).digest
 
 
 def find_cases(reference: str, roots: ModelRoots) -> Cases:
     """Return the cases that a folder, `catalog:ENTRY@REF` or `step:NAME` leads to. Raises ModelNotFound."""
     try:
-        found = find_model_folder(reference, roots)
+        found = find_model_folder(reference, roots, "cases")
     except ModelNotFound as error:
-        raise ModelNotFound(str(error).replace("no adapter", "no cases", 1), "cases") from error
-    file = found.folder / FILE
+        raise ModelNotFound(str(error), "cases") from error
+    file = found.folder / CASES_FILE
     try:
         content = _CaseFile.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         raise ModelNotFound(
-            f"'{reference}' ({found.folder}) lacks {FILE}; `tailor` with method: few_shot makes solved cases", "cases"
+            f"'{reference}' ({found.folder}) lacks {CASES_FILE}; `tailor` with method: few_shot makes solved cases", "cases"
         ) from None
     except OSError as error:
         raise ModelNotFound(f"{file} can't be read: {error.strerror}", "cases") from error

@@ -119,8 +119,11 @@ def find_model_files(reference: str, revision: str | None, roots: ModelRoots) ->
     return _hub_model(reference, revision, path)
 
 
-def find_model_folder(reference: str, roots: ModelRoots) -> ModelFiles:
-    """Return what `catalog:ENTRY@REF`, `step:NAME` or a path leads to, whole model or adapter. Raises ModelNotFound."""
+def find_model_folder(reference: str, roots: ModelRoots, what: str = "adapter") -> ModelFiles:
+    """Return what `catalog:ENTRY@REF`, `step:NAME` or a path leads to: files of a model of any kind. Raises ModelNotFound.
+
+    `what` is what a missing path is called.
+    """
     if reference.startswith(CATALOG):
         return _catalog_model(reference, roots)
     if reference.startswith(STEP):
@@ -130,7 +133,7 @@ def find_model_folder(reference: str, roots: ModelRoots) -> ModelFiles:
         return ModelFiles(roots.steps[name])
     folder = (roots.folder / Path(reference).expanduser()).resolve()
     if not folder.is_dir():
-        raise ModelNotFound(f"no adapter '{reference}': no folder {folder}")
+        raise ModelNotFound(f"no {what} '{reference}': no folder {folder}")
     return ModelFiles(folder)
 
 

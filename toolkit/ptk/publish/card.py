@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ptk.llm.cases import CASES_FILE
 from ptk.publish.layout import PAIR, Config, column_types
 from ptk.publish.licences import HUB_LICENCES, Source, normalised
 from ptk.publish.lineage import recorded
@@ -66,12 +67,14 @@ def model_card(
     model = version.model
     is_adapter = "adapter_config.json" in files
     is_transformers = "config.json" in files and not is_adapter
+    is_cases = set(files) == {CASES_FILE}
     body = _template("model.md.jinja").render(
         _facts(version, repo, tag, sources, previous, changes),
         base_model=model.base_model,
         base_revision=model.base_revision,
         is_adapter=is_adapter,
         is_transformers=is_transformers,
+        is_cases=is_cases,
         metrics=model.metrics,
         facts=told_facts(model.facts),
         trained_on=trained_on,
@@ -81,7 +84,7 @@ def model_card(
     if is_adapter or is_transformers:
         header["library_name"] = "peft" if is_adapter else "transformers"
     on_hub = model.base_model is not None and not model.base_model.startswith("bundled/")
-    if on_hub and _HUB_ID.fullmatch(str(model.base_model)):
+    if on_hub and not is_cases and _HUB_ID.fullmatch(str(model.base_model)):
         header |= {"base_model": model.base_model, "base_model_relation": "adapter" if is_adapter else "finetune"}
     if datasets := sorted({repo for _, places in trained_on for repo in places}):
         header["datasets"] = datasets
