@@ -79,7 +79,7 @@ venv_is_usable || make_venv
 rm -f "$stamp"
 forget_half_installed
 install_torch
-say "installing the other locked packages (3 GB on disk, a few minutes the first time)"
+say "installing the other locked packages (5 GB on disk, a few minutes the first time)"
 pip install -qq --no-deps -r "$lock"
 say "installing ptk from this checkout"
 pip install -qq --no-deps --no-build-isolation -e .

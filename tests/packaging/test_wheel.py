@@ -94,7 +94,6 @@ def test_the_wheel_names_its_licence_command_and_extras(wheel: zipfile.ZipFile) 
         "postgres",
         "s3",
         "train",
-        "triton",
     }
     assert wheel.read(f"{DIST_INFO}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     assert "[console_scripts]\nptk = ptk.cli:main\n" in wheel.read(f"{DIST_INFO}/entry_points.txt").decode()
