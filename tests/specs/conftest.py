@@ -54,12 +54,13 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
         if block is not None:
             declared = yaml.safe_load(block[0])["models"]
             for model in declared.values():
-                if model["backend"] == "transformers":  # a model that is trained, or was
+                # A model that is trained, or has an adapter of every cell of a matrix, with which it has the axes.
+                if model["backend"] == "transformers" or "[" not in model.get("adapter", "["):
                     model["model"] = str(tmp_path / "tiny")
                     continue
-                sampling = model.get("sampling", {})
+                kept = {option: model[option] for option in ("sampling", "cases") if option in model}
                 model.clear()
-                model.update({"backend": "scripted", "model": "persona", "sampling": sampling})
+                model.update({"backend": "scripted", "model": "persona", **kept})
             spec.write_text(text.replace(block[0], yaml.safe_dump({"models": declared})))
         return spec
 

@@ -42,6 +42,10 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    def unread(self) -> frozenset[str]:
+        """Return the fields that name columns which are not read, as other settings are: what they name need not be there."""
+        return frozenset()
+
 
 @dataclass(frozen=True, slots=True)
 class Unkeyed:
@@ -79,7 +83,7 @@ def marked_fields(params: Params | type[Params], mark: type) -> Iterator[str]:
 
 def named_columns(params: Params) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield where in the settings a column is named, and the column; settings inside settings count too."""
-    marked = set(marked_fields(params, Column))
+    marked = set(marked_fields(params, Column)) - params.unread()
     for field in type(params).model_fields:
         value = getattr(params, field)
         if field in marked:

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from ptk.operator import DETAIL, KEY, REJECT
+from ptk.params import named_columns
 from ptk.train.tailoring_records import TailoringRecords, tailoring_records
 
 HERE = Path(__file__).parent
@@ -146,15 +147,17 @@ def test_plain_text_has_no_system_message() -> None:
 
 
 @pytest.mark.parametrize(
-    ("training", "read"),
-    [("none", (None, None)), ("chosen", ("chosen_persona", None)), ("rejected", (None, "rejected_persona"))],
+    ("training", "unread"),
+    [
+        ("none", {"chosen_persona", "rejected_persona"}),
+        ("chosen", {"rejected_persona"}),
+        ("rejected", {"chosen_persona"}),
+        ("all", set()),
+    ],
 )
-def test_no_column_is_read_of_personas_that_stand_in_no_prompt(training: str, read: tuple[str | None, str | None]) -> None:
-    params = TailoringRecords.model_validate_json(orjson.dumps({"training": training}))
-    assert (params.chosen_persona, params.rejected_persona) == read
-    assert TailoringRecords(training=training, chosen_persona="liked").chosen_persona == "liked"
-
-
-def test_a_persona_that_stands_in_a_prompt_has_a_column() -> None:
-    with pytest.raises(ValidationError, match="reads the persona of the rejected side; name its column in `rejected_persona`"):
-        TailoringRecords(rejected_persona=None)
+def test_no_column_is_read_of_personas_that_stand_in_no_prompt(training: str, unread: set[str]) -> None:
+    params = TailoringRecords.model_validate_json(orjson.dumps({"training": training, "keep": ["split"]}))
+    assert params.unread() == unread
+    assert [column for _, column in named_columns(params) if column in unread] == []
+    named = TailoringRecords(training=training, chosen_persona="liked")
+    assert "liked" in [column for _, column in named_columns(named)]  # what is written is checked, read or not

@@ -44,30 +44,17 @@ class TailoringRecords(Params):
         description="Where the persona stands: system, the system message; tag, as Persona: ... below the prompt; first_person, below "
         "the prompt as the user would say it.",
     )
-    chosen_persona: Annotated[str | None, COLUMN] = Field(
+    chosen_persona: Annotated[str, COLUMN] = Field(
         "chosen_persona", description="Column with the persona who would prefer the chosen response, where `training` reads it."
     )
-    rejected_persona: Annotated[str | None, COLUMN] = Field(
+    rejected_persona: Annotated[str, COLUMN] = Field(
         "rejected_persona",
         description="Column with the persona who would prefer the rejected response, where `training` reads it.",
     )
     keep: Annotated[tuple[str, ...], COLUMN] = Field((), description="Columns of the pairs to keep, such as split.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _reads_no_more_than_it_needs(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        read = _SIDES.get(data.get("training", "all"), ())
-        return {**{f"{side}_persona": None for side in ("chosen", "rejected") if read and side not in read}, **data}
-
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        for side in _SIDES[self.training]:
-            if side is not None and self.persona_column(side) is None:
-                raise ValueError(
-                    f"`training: {self.training}` reads the persona of the {side} side; name its column in `{side}_persona`"
-                )
         if self.template == "plain" and self.place == "system" and self.training != "none" and self.method != "few_shot":
             raise ValueError("plain text has no system message; write place: tag or place: first_person")
         for column in self.keep:
@@ -75,8 +62,13 @@ class TailoringRecords(Params):
                 raise ValueError(f"`keep`: a record has a column '{column}' of its own")
         return self
 
-    def persona_column(self, side: str) -> str | None:
-        """Return the column with the persona of a side; None where no persona of that side is read."""
+    def unread(self) -> frozenset[str]:
+        """Return the personas' columns that `training` leaves out, and nobody named."""
+        fields = {f"{side}_persona" for side in ("chosen", "rejected") if side not in _SIDES[self.training]}
+        return frozenset(fields - self.model_fields_set)
+
+    def persona_column(self, side: str) -> str:
+        """Return the column with the persona of a side."""
         return self.chosen_persona if side == "chosen" else self.rejected_persona
 
 
@@ -92,7 +84,7 @@ def tailoring_records(frame: pl.LazyFrame, params: TailoringRecords) -> pl.LazyF
     personas: dict[str, pl.Expr] = {}
     for side in sides:
         column = params.persona_column(side)
-        if column is None or column not in schema:
+        if column not in schema:
             raise ValueError(f"there is no column '{column}', the persona of the {side} side")
         personas[side] = text_of(column, schema[column])
     kept = {name: schema[name] for name in params.keep}
