@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from ptk.label.flaws import FLAWS, flaws
 from ptk.label.judging import check_text, share, text_in
-from ptk.llm.cases import ONE_SYSTEM_MESSAGE, Case, SolvedCase, asked
+from ptk.llm.cases import ONE_SYSTEM_MESSAGE, Case, asked
 from ptk.llm.persona_turns import PersonaPlace
-from ptk.llm.prompt_files import ExemplarFile, rendered
+from ptk.llm.prompt_files import Exemplar, ExemplarFile, rendered
 from ptk.llm.request import Message, Request, Role
 from ptk.operator import DETAIL, KEY, REJECT, Answers, LlmOperator
 from ptk.params import COLUMN, MODEL, Params
@@ -140,7 +140,7 @@ def _lacking(turns: Sequence[Message], params: GenerateResponses, has_persona: b
 
 def _asked(row: _Row, params: GenerateResponses, cases: tuple[Case, ...]) -> tuple[tuple[Message, ...], str]:
     """Return the turns of a request, and what the response begins with; of plain text that is all there is."""
-    solved: tuple[SolvedCase, ...] = cases if params.exemplars is None else params.exemplars.exemplars
+    solved: tuple[Case | Exemplar, ...] = cases if params.exemplars is None else params.exemplars.exemplars
     turns, text = asked(row.turns, row.persona, params.place, params.template, solved)
     return turns, " ".join(part for part in (text, row.begun) if part)
 

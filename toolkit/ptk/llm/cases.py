@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import orjson
 from pydantic import Field, ValidationError
@@ -15,11 +15,11 @@ from pydantic import Field, ValidationError
 from ptk.errors import ModelNotFound
 from ptk.llm.model_files import ModelRoots, ModelVersion, find_model_folder
 from ptk.llm.persona_turns import PersonaPlace, persona_turns, plain_prompt
-from ptk.llm.prompt_files import as_text
+from ptk.llm.prompt_files import Exemplar, as_text
 from ptk.llm.request import Message
 from ptk.params import Params, problems
 
-__all__ = ["CASES_FILE", "ONE_SYSTEM_MESSAGE", "Case", "Cases", "SolvedCase", "asked", "find_cases", "write_cases"]
+__all__ = ["CASES_FILE", "ONE_SYSTEM_MESSAGE", "Case", "Cases", "asked", "find_cases", "write_cases"]
 
 CASES_FILE = "cases.json"
 ONE_SYSTEM_MESSAGE = "solved cases have a persona each, and there is one system message; write place: tag"
@@ -35,19 +35,6 @@ class Case(Params):
 
 class _CaseFile(Params):
     cases: tuple[Case, ...] = Field(min_length=1)
-
-
-class SolvedCase(Protocol):
-    """What a case is that can be shown."""
-
-    @property
-    def prompt(self) -> str: ...
-
-    @property
-    def persona(self) -> str | None: ...
-
-    @property
-    def preferred(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +85,7 @@ def asked(
     persona: str | None,
     place: PersonaPlace,
     template: Literal["chat", "plain"],
-    cases: tuple[SolvedCase, ...] = (),
+    cases: tuple[Case | Exemplar, ...] = (),
 ) -> tuple[tuple[Message, ...], str]:
     """Return the turns with which a model is asked for a response, solved cases first; of plain text no turns, and the text."""
     solved, text = _solved(cases, personas=persona is not None, place=place)
@@ -111,7 +98,7 @@ def asked(
 
 
 @lru_cache(maxsize=8)
-def _solved(cases: tuple[SolvedCase, ...], *, personas: bool, place: PersonaPlace) -> tuple[tuple[Message, ...], str]:
+def _solved(cases: tuple[Case | Exemplar, ...], *, personas: bool, place: PersonaPlace) -> tuple[tuple[Message, ...], str]:
     """Return solved cases as turns, and as plain text; without their personas where those are not shown."""
     turns: list[Message] = []
     texts: list[str] = []
