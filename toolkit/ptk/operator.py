@@ -48,6 +48,7 @@ __all__ = [
     "AssetOperator",
     "FrameOperator",
     "LlmOperator",
+    "MadeFiles",
     "Operator",
     "Reader",
     "Reshape",

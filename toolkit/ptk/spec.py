@@ -17,7 +17,6 @@ from pydantic import Field, ValidationError
 
 from ptk.errors import PtkError, SpecError, Violation
 from ptk.grid import Cell, Gathering, Grid, Grids, Unresolved, axes_without_effect, of_cell, read_grid
-from ptk.llm.cases import find_cases
 from ptk.llm.model_files import STEP, ModelRoots
 from ptk.operator import AssetOperator, LlmOperator, Operator, find_operator, operator_names
 from ptk.params import ModelName, ModelReference, Params, marked_fields, problems, suggestion
@@ -85,6 +84,8 @@ class Model:
         found = self.backend.resolve(settings, roots)
         if settings.cases is None:
             return found
+        from ptk.llm.cases import find_cases  # not before a model has some: it brings the templates' engine
+
         cases = find_cases(settings.cases, roots)
         versions = found.versions if cases.version is None else (*found.versions, cases.version)
         return replace(found, cases=cases, limits={**found.limits, "cases": cases.digest}, versions=versions)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ptk.errors import PtkError
 from ptk.llm.backend import ResolvedModel
-from ptk.operator import asset_operator
+from ptk.operator import MadeFiles, asset_operator
 from ptk.params import MODEL, Params
 from ptk.train.tailor import base_name, job_folder
 from ptk.train.training_process import run_training
@@ -27,7 +27,7 @@ class MergeAdapter(Params):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the weights that are written.")
 
 
-def _makes(params: MergeAdapter) -> Literal["model", "adapter"]:
+def _makes(params: MergeAdapter) -> MadeFiles:
     return "model"
 
 

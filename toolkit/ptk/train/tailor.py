@@ -19,7 +19,7 @@ from ptk.llm.backend import ResolvedModel
 from ptk.llm.cases import write_cases
 from ptk.llm.local_model import torch_device
 from ptk.llm.model_files import read_json_file
-from ptk.operator import DETAIL, KEY, REJECT, asset_operator
+from ptk.operator import DETAIL, KEY, REJECT, MadeFiles, asset_operator
 from ptk.params import COLUMN, MODEL, UNKEYED, Params, canonical
 from ptk.train.few_shot import check_case_records, draw_cases
 from ptk.train.presets import preset_lora, preset_trainer
@@ -160,7 +160,7 @@ def _check(frame: pl.LazyFrame, params: Tailor) -> None:
         responses_of(params.method, frame.collect_schema())
 
 
-def _makes(params: Tailor) -> Literal["model", "adapter", "cases"]:
+def _makes(params: Tailor) -> MadeFiles:
     if params.method == "few_shot":
         return "cases"
     return "adapter" if params.tuning == "lora" and params.save == "adapter" else "model"
