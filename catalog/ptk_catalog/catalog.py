@@ -201,7 +201,7 @@ class Catalog:
                 if attempt == _TRIES - 1:
                     raise Conflict(f"{error}: a sweep with too short a grace time took it again and again") from None
             else:
-                return [self._version(row, created=fresh) for row, fresh in registered]
+                return [Version.of(self.storage, row, created=fresh) for row, fresh in registered]
         raise AssertionError
 
     def _check_there(self, paths: Sequence[str]) -> None:
@@ -217,22 +217,18 @@ class Catalog:
 
     def newest(self) -> list[Version]:
         """Return the newest version of every entry, sorted by name. No manifest is read."""
-        tags = self._registry.tags_by_version()
-        return [Version.of(self.storage, row, tags.get((row.entry, row.number), ())) for row in self._registry.newest()]
+        return [Version.of(self.storage, row) for row in self._registry.newest()]
 
     def log(self, entry: str) -> list[Version]:
         """Return the versions of an entry, newest first. No manifest is read. Raises NotFound."""
         self._registry.find(check_entry(entry))
-        tags = self._tags_of(entry)
-        return [Version.of(self.storage, row, tags.get(row.number, ())) for row in self._registry.versions(entry)]
+        return [Version.of(self.storage, row) for row in self._registry.versions(entry)]
 
     def version(self, reference: str) -> Version:
         """Return the version that a reference means; its manifest is read when it is asked for. Raises BadReference, NotFound."""
         meant = parse_reference(reference)
-        with self._registry.reading():
-            return self._version(
-                self._registry.find(meant.entry, number=meant.number, tag=meant.tag, digest=meant.digest, as_of=meant.as_of)
-            )
+        found = self._registry.find(meant.entry, number=meant.number, tag=meant.tag, digest=meant.digest, as_of=meant.as_of)
+        return Version.of(self.storage, found)
 
     def load(self, reference: str, *, verify: bool = False) -> Dataset:
         """Return the rows of a version, ready to read; with `verify`, after all of it was read and compared with its digests.
@@ -295,7 +291,7 @@ class Catalog:
         return export(self.load(reference), Path(folder), form)
 
     def _linked(self, link: Link) -> tuple[str, Version]:
-        return link.relation, self._version(self._registry.find(link.entry, number=link.number))
+        return link.relation, Version.of(self.storage, self._registry.find(link.entry, number=link.number))
 
     # ---- care ----
 
@@ -320,20 +316,11 @@ class Catalog:
         """Bring the registry to the format of this package; return the format it had and the one it has."""
 
         def described(row: VersionRow) -> tuple[int, list[Link]]:
-            manifest = Version.of(self.storage, row, ()).manifest
+            manifest = Version.of(self.storage, row).manifest
             links = [] if manifest.base is None else [Link("base", manifest.base.entry, manifest.base.number)]
             return _bytes_of(manifest), links + self._parent_links(manifest.parents)
 
         return self._registry.migrate(described)
-
-    def _tags_of(self, entry: str) -> dict[int, tuple[str, ...]]:
-        found: dict[int, tuple[str, ...]] = {}
-        for tag, number in self._registry.tags(entry).items():
-            found[number] = (*found.get(number, ()), tag)
-        return found
-
-    def _version(self, row: VersionRow, *, created: bool = False) -> Version:
-        return Version.of(self.storage, row, self._tags_of(row.entry).get(row.number, ()), created=created)
 
     def _parent_links(self, parents: Iterable[str], relation: str = "parent") -> list[Link]:
         """Return links to those parents that are versions in this catalog."""
@@ -465,7 +452,7 @@ class Catalog:
         if commit.key is not None:
             return (commit.key,) if isinstance(commit.key, str) else tuple(commit.key)
         try:
-            return self._version(self._registry.find(commit.entry)).manifest.key
+            return Version.of(self.storage, self._registry.find(commit.entry)).manifest.key
         except NotFound:
             pass
         return ("pair_id",) if "pair_id" in columns else ()

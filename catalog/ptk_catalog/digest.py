@@ -26,6 +26,8 @@ __all__ = ["added_sums", "column_sums", "encode", "plain_type", "row_id", "rows_
 _KEY_TEXT = "_ptk_key_text"
 _NAN = 0x7FF8000000000000
 _WRAP = 1 << 128
+_HIGH = pl.lit(1 << 64, pl.UInt128)
+_LOW = pl.lit((1 << 64) - 1, pl.UInt128)
 _NANOSECONDS = {"ns": 1, "us": 1_000, "ms": 1_000_000}
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -96,6 +98,17 @@ def _encoded(value: pl.Expr, dtype: pl.DataType, *, nulls: bool) -> list[pl.Expr
     return [pl.when(value.is_null()).then(pl.lit("n")).otherwise(pl.concat_str(*present))] if nulls else present
 
 
+def _texts_of(name: str, dtype: pl.DataType, rows: pl.DataFrame | None) -> list[pl.Expr]:
+    """Return the texts of a column; faster ones where the rows are in memory, so that it is known what they hold."""
+    value = pl.col(name)
+    if rows is None or _holds_nulls(rows[name]):
+        return _encoded(value, dtype, nulls=True)
+    if isinstance(dtype, pl.List) and (rows[name].list.len() == 1).all():
+        # As the one turn of a response: no list of texts has to be made and joined.
+        return [pl.lit("l1["), *_encoded(value.list.first(), _inner(dtype), nulls=False)]
+    return _encoded(value, dtype, nulls=False)
+
+
 def _encode_present(value: pl.Expr, dtype: pl.DataType, nulls: bool) -> list[pl.Expr]:
     if dtype == pl.Null:
         return [pl.lit("n")]
@@ -154,25 +167,24 @@ def column_sums(frame: pl.LazyFrame | pl.DataFrame, key: Sequence[str], columns:
     Rows without a key are told apart by all their values, in the order of the columns' names.
     """
     schema = frame.collect_schema()
-    # Of rows that are in memory it is known at once which columns hold no null.
-    whole = {name for name in schema if isinstance(frame, pl.DataFrame) and not _holds_nulls(frame[name])}
     wanted = schema.names() if columns is None else list(columns)
     if not wanted:
         return {}
-    texts = {name: _encoded(pl.col(name), dtype, nulls=name not in whole) for name, dtype in schema.items()}
+    in_memory = frame if isinstance(frame, pl.DataFrame) else None
+    texts = {name: _texts_of(name, dtype, in_memory) for name, dtype in schema.items()}
     keys = pl.concat_str(*itertools.chain(*(texts[name] for name in key or sorted(schema)))).alias(_KEY_TEXT)
     hashes: list[pl.Expr] = []
     lanes: list[pl.Expr] = []
     for place, name in enumerate(wanted):
         text = pl.concat_str(pl.col(_KEY_TEXT), *texts[name])
-        hashed: pl.Expr = NonCryptographicHashingNameSpace(text).xxh3_128(return_binary=True, byte_order="big")
-        hashes.append(hashed.bin.reinterpret(dtype=pl.Array(pl.UInt32, 4), endianness="big").alias(f"{place}"))
-        for lane in range(4):
-            # Four sums of 32-bit lanes: 64 bits hold them for 2^32 rows, where a sum of 128-bit numbers would overflow.
-            lanes.append(pl.col(f"{place}").arr.get(3 - lane).cast(pl.UInt64).sum().alias(f"{place}/{lane}"))
+        hashed: pl.Expr = NonCryptographicHashingNameSpace(text).xxh3_128()
+        hashes.append(hashed.alias(f"{place}"))
+        # Two sums of 64 bits of each: a sum of 128-bit numbers would overflow.
+        lanes.append((pl.col(f"{place}") & _LOW).sum().alias(f"{place}/low"))
+        lanes.append((pl.col(f"{place}") // _HIGH).sum().alias(f"{place}/high"))
     # The hashes are columns first: within one expression each lane would hash the text again.
     sums = frame.lazy().with_columns(keys).select(hashes).select(lanes).collect(engine="streaming").row(0, named=True)
-    totals = [sum(int(sums[f"{place}/{lane}"]) << (32 * lane) for lane in range(4)) for place in range(len(wanted))]
+    totals = [(int(sums[f"{place}/high"]) << 64) + int(sums[f"{place}/low"]) for place in range(len(wanted))]
     return {name: f"{total % _WRAP:032x}" for name, total in zip(wanted, totals, strict=True)}
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from ptk_catalog.errors import Damaged, NewerFormat
 
@@ -157,15 +157,24 @@ class ModelManifest(_Stored):
         return "sha256:" + hashlib.sha256(orjson.dumps({"files": files, **said}, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+_MANIFEST: TypeAdapter[Manifest | ModelManifest] = TypeAdapter(
+    Annotated[Manifest | ModelManifest, Field(discriminator="format")]
+)
+
+
 def read_manifest(content: bytes, path: str) -> Manifest | ModelManifest:
     """Return the manifest. Raises NewerFormat, or Damaged where it is none."""
     try:
-        data = orjson.loads(content)
-        written = data["format"]
+        return _MANIFEST.validate_json(content)
+    except ValidationError as error:
+        try:
+            written = orjson.loads(content)["format"]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            written = None
         if isinstance(written, int) and written > FORMAT:
-            raise NewerFormat(f"{path} has format {written}; this package reads up to {FORMAT}: upgrade preference-toolkit")
-        return (ModelManifest if written == 2 else Manifest).model_validate_json(content)
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+            raise NewerFormat(
+                f"{path} has format {written}; this package reads up to {FORMAT}: upgrade preference-toolkit"
+            ) from None
         raise Damaged(f"{path} is no manifest: {str(error).splitlines()[0]}") from error
 
 

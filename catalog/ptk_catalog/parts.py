@@ -57,39 +57,52 @@ def write_rows(
 ) -> tuple[tuple[Part, ...], dict[str, str]]:
     """Write each piece as a part; return the parts, and the sums of `columns` over the rows that count.
 
-    A part is written while the sums of its rows are made, so that two pieces are in memory at a time.
+    While a part is written, the sums of its rows are made and the file before it is digested and taken in, so that two pieces are
+    in memory at a time and no processor waits for the disk.
     """
     parts: list[Part] = []
     sums: list[dict[str, str]] = []
-    writing: Future[Part] | None = None
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as taking, ThreadPoolExecutor(1) as writing:
+        written: Future[Future[Part]] | None = None
         for piece in pieces:
-            if writing is not None:
-                parts.append(writing.result())
-            writing = thread.submit(_write_part, storage, piece.stored)
+            taken = written.result() if written is not None else None
+            written = writing.submit(_write_part, storage, piece.stored, taking)
             sums.append(column_sums(piece.counted, key, columns))
-        if writing is not None:
-            parts.append(writing.result())
+            if taken is not None:
+                parts.append(taken.result())
+        if written is not None:
+            parts.append(written.result().result())
     return tuple(parts), added_sums(sums)
 
 
 def write_parts(storage: Storage, pieces: Iterable[pl.DataFrame]) -> tuple[Part, ...]:
     """Write each piece as a part; equal pieces are one file."""
-    return tuple(_write_part(storage, piece) for piece in pieces)
+    with ThreadPoolExecutor(1) as taking:
+        return tuple(_write_part(storage, piece, taking).result() for piece in pieces)
 
 
-def _write_part(storage: Storage, piece: pl.DataFrame) -> Part:
+def _write_part(storage: Storage, piece: pl.DataFrame, taking: ThreadPoolExecutor) -> Future[Part]:
+    """Write a file aside; the part comes when `taking` has taken it in."""
     aside = storage.aside()
     try:
         piece.write_parquet(aside, compression="zstd", compression_level=3, row_group_size=1 << 16, statistics=True)
+        statistics = _statistics(piece)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return taking.submit(_take_in, storage, aside, piece.height, statistics)
+
+
+def _take_in(storage: Storage, aside: Path, rows: int, statistics: dict[str, dict[str, Any]]) -> Part:
+    try:
         with aside.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = aside.stat().st_size
         relative = f"parts/{digest[:2]}/{digest}.parquet"
         storage.take_in(aside, relative)
     finally:
-        Path(aside).unlink(missing_ok=True)
-    return Part(path=relative, rows=piece.height, bytes=size, statistics=_statistics(piece))
+        aside.unlink(missing_ok=True)
+    return Part(path=relative, rows=rows, bytes=size, statistics=statistics)
 
 
 def _statistics(piece: pl.DataFrame) -> dict[str, dict[str, Any]]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import shutil
 import socket
 import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -129,6 +129,7 @@ class VersionRow:
     created_at: str
     kind: Kind
     bytes: int
+    tags: tuple[str, ...] = ()
 
 
 class Registry:
@@ -144,6 +145,8 @@ class Registry:
         self._sqlite = self._url.get_backend_name() == "sqlite"
         options: dict[str, Any] = {"connect_args": {"timeout": 30}} if self._sqlite else {}
         try:
+            # No pool, though opening SQLite takes longer than a query: a connection that is kept survives a fork, a registry put in
+            # the place of another, and the locks that a copy of its file takes from it.
             self._engine = sa.create_engine(self._url, poolclass=sa.NullPool, **options)
         except ModuleNotFoundError as error:
             raise CatalogError(
@@ -152,7 +155,6 @@ class Registry:
         except SQLAlchemyError as error:
             raise CatalogError(f"the registry {self.name} can't be used: {_first_line(error)}") from error
         self._read_only = read_only
-        self._read_through = threading.local()
         if self._sqlite:
             sa.event.listen(self._engine, "connect", self._prepare_sqlite)
             sa.event.listen(self._engine, "begin", self._begin_sqlite)
@@ -194,15 +196,15 @@ class Registry:
         connection.isolation_level = None  # SQLAlchemy begins; see _begin_sqlite
 
     def _begin_sqlite(self, connection: sa.Connection) -> None:
-        writes = connection.get_execution_options().get("ptk_writes", False)
-        if writes:  # What a connection is told costs it time, and one that reads need not be.
+        # One query is a transaction of its own, and what a connection is told costs it time: one that reads is told nothing.
+        if connection.get_execution_options().get("ptk_writes", False):
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             connection.exec_driver_sql("PRAGMA synchronous=FULL")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def _create(self) -> None:
         try:
-            with self._reading() as connection:
+            with self._connected() as connection:
                 known = sa.inspect(connection).has_table("ptk_meta")
         except DBAPIError as error:
             raise CatalogError(f"can't reach the registry {self.name}: {_first_line(error)}") from error
@@ -219,12 +221,12 @@ class Registry:
                 if attempt == _ATTEMPTS - 1:
                     raise
                 time.sleep(0.05)
-                with self._reading() as connection:
+                with self._connected() as connection:
                     known = sa.inspect(connection).has_table("ptk_meta")
 
     def _read_format(self) -> int:
         try:
-            with self._reading() as connection:
+            with self._connected() as connection:
                 written = connection.execute(sa.select(_meta.c.value).where(_meta.c.name == "format")).scalar()
         except DBAPIError as error:
             raise Damaged(f"{self.name} is no registry of a catalog: {_first_line(error)}") from error
@@ -236,7 +238,7 @@ class Registry:
 
     def meta(self, name: str) -> str | None:
         """Return a value kept beside the versions."""
-        with self._reading() as connection:
+        with self._connected() as connection:
             value = connection.execute(sa.select(_meta.c.value).where(_meta.c.name == name)).scalar()
         return None if value is None else str(value)
 
@@ -249,31 +251,12 @@ class Registry:
             return identity if known is None else str(known)
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Let all that this thread reads inside see one state of the registry, through one connection."""
-        with self._reading():
-            yield
-
-    @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        outer: sa.Connection | None = getattr(self._read_through, "connection", None)
-        if outer is not None:
-            yield outer
-            return
-        with self._connected() as connection:
-            self._read_through.connection = connection
-            try:
-                yield connection
-            finally:
-                self._read_through.connection = None
-
-    @contextmanager
     def _connected(self, **options: Any) -> Iterator[sa.Connection]:
         try:
             opened = self._engine.connect()
         except DBAPIError as error:
             raise CatalogError(f"can't reach the registry {self.name}: {_first_line(error)}") from error
-        with opened.execution_options(**options) as connection:
+        with opened.execution_options(**options) if options else opened as connection:
             yield connection
 
     @contextmanager
@@ -367,13 +350,14 @@ class Registry:
             # Writers' clocks may differ; a later version is never earlier, so that what a date means stays.
             now = max(_now(), newest.created_at if newest else "")
             row = VersionRow(new.entry, number + 1, new.digest, new.manifest, new.licence, new.rows, now, new.kind, new.bytes)
-            connection.execute(_versions.insert().values(**{name: getattr(row, name) for name in VersionRow.__slots__}))
+            connection.execute(_versions.insert().values(**{column.name: getattr(row, column.name) for column in _versions.c}))
             self._link(connection, row.entry, row.number, new.links)
         else:
             row = VersionRow(*tuple(newest))
         for tag in new.tags:
             self._set_tag(connection, new.entry, tag, row.number, move=new.move_tags)
-        return row, fresh
+        tags = sa.select(_tags.c.tag).where((_tags.c.entry == row.entry) & (_tags.c.number == row.number)).order_by(_tags.c.tag)
+        return replace(row, tags=tuple(connection.execute(tags).scalars())), fresh
 
     def _link(self, connection: sa.Connection, entry: str, number: int, links: Sequence[Link]) -> None:
         rows = [
@@ -453,18 +437,17 @@ class Registry:
 
     # ---- reading ----
 
-    def _select(self) -> sa.Select[Any]:
-        if self.format >= FORMAT:
-            return sa.select(_versions)
-        old = [column for column in _versions.c if column.name not in _SINCE_2]
-        return sa.select(*old, sa.literal("dataset").label("kind"), sa.literal(0).label("bytes"))
-
-    def _rows(self, query: sa.Select[Any]) -> list[VersionRow]:
-        with self._reading() as connection:
-            return [VersionRow(*row) for row in connection.execute(query)]
+    def _listed(self, query: sa.Select[Any], entry: str | None = None) -> list[VersionRow]:
+        """Return the versions of a query, with their tags; `entry` names the one that all of them are of."""
+        tagged: dict[tuple[str, int], list[str]] = {}
+        tags = sa.select(_tags).order_by(_tags.c.tag)
+        with self._connected() as connection:
+            for row in connection.execute(tags if entry is None else tags.where(_tags.c.entry == entry)):
+                tagged.setdefault((row.entry, row.number), []).append(row.tag)
+            return [VersionRow(*(*row, tuple(tagged.get((row.entry, row.number), ())))) for row in connection.execute(query)]
 
     def entries(self) -> list[str]:
-        with self._reading() as connection:
+        with self._connected() as connection:
             return list(connection.execute(sa.select(_versions.c.entry).distinct().order_by(_versions.c.entry)).scalars())
 
     def newest(self) -> list[VersionRow]:
@@ -472,38 +455,30 @@ class Registry:
         last = sa.select(_versions.c.entry, sa.func.max(_versions.c.number).label("number")).group_by(_versions.c.entry)
         found = last.subquery()
         joined = (_versions.c.entry == found.c.entry) & (_versions.c.number == found.c.number)
-        return self._rows(self._select().join_from(_versions, found, joined).order_by(_versions.c.entry))
+        return self._listed(_select(self.format).join_from(_versions, found, joined).order_by(_versions.c.entry))
 
     def versions(self, entry: str | None = None) -> list[VersionRow]:
         """Return an entry's versions, newest first; or those of all entries."""
-        query = self._select().order_by(_versions.c.entry, _versions.c.number.desc())
-        return self._rows(query if entry is None else query.where(_versions.c.entry == entry))
+        query = _select(self.format).order_by(_versions.c.entry, _versions.c.number.desc())
+        return self._listed(query if entry is None else query.where(_versions.c.entry == entry), entry)
 
     def tags(self, entry: str) -> dict[str, int]:
         """Return an entry's tags and the numbers they stand on."""
         query = sa.select(_tags.c.tag, _tags.c.number).where(_tags.c.entry == entry).order_by(_tags.c.tag)
-        with self._reading() as connection:
+        with self._connected() as connection:
             return {row.tag: row.number for row in connection.execute(query)}
-
-    def tags_by_version(self) -> Mapping[tuple[str, int], tuple[str, ...]]:
-        """Return the tags of all entries, by entry and number."""
-        found: dict[tuple[str, int], tuple[str, ...]] = {}
-        with self._reading() as connection:
-            for row in connection.execute(sa.select(_tags).order_by(_tags.c.tag)):
-                found[row.entry, row.number] = (*found.get((row.entry, row.number), ()), row.tag)
-        return found
 
     def tag_log(self, entry: str) -> list[tuple[str, int | None, int, str]]:
         """Return every move of an entry's tags, oldest first: (tag, from, to, when)."""
         query = sa.select(_tag_log).where(_tag_log.c.entry == entry).order_by(_tag_log.c.id)
-        with self._reading() as connection:
+        with self._connected() as connection:
             return [(row.tag, row.moved_from, row.moved_to, row.at) for row in connection.execute(query)]
 
     def links(self, entry: str, number: int) -> list[Link]:
         """Return what a version was made from. Raises OlderFormat."""
         self._check_links()
         query = sa.select(_links.c.relation, _links.c.to_entry, _links.c.to_number)
-        with self._reading() as connection:
+        with self._connected() as connection:
             rows = connection.execute(query.where((_links.c.entry == entry) & (_links.c.number == number)))
             return sorted((Link(*row) for row in rows), key=_link_order)
 
@@ -511,7 +486,7 @@ class Registry:
         """Return what was made from a version. Raises OlderFormat."""
         self._check_links()
         query = sa.select(_links.c.relation, _links.c.entry, _links.c.number)
-        with self._reading() as connection:
+        with self._connected() as connection:
             rows = connection.execute(query.where((_links.c.to_entry == entry) & (_links.c.to_number == number)))
             return sorted((Link(*row) for row in rows), key=_link_order)
 
@@ -531,44 +506,59 @@ class Registry:
         as_of: datetime | None = None,
     ) -> VersionRow:
         """Return the version meant, or the newest. Raises NotFound, saying what there is."""
-        newest_first = self._select().where(_versions.c.entry == entry).order_by(_versions.c.number.desc())
-        if tag is not None:
-            tags = self.tags(entry)
-            if tag not in tags:
-                newest = self._newest_of(entry)
-                raise NotFound(
-                    f"{entry} has no tag '{tag}'; its tags: {', '.join(tags) or 'none'}; its newest version: v{newest.number}"
-                )
-            number = tags[tag]
-        if digest is not None:
-            found = self._rows(newest_first.where(_versions.c.digest.startswith(digest, autoescape=True)))
-            if not found or len({row.digest for row in found}) > 1:
-                self._newest_of(entry)
-                raise NotFound(
-                    f"{entry} has {'no version' if not found else 'several versions'} with a digest that begins {digest}"
-                )
-            return found[0]
-        if as_of is not None:
-            found = self._rows(newest_first.where(_versions.c.created_at <= _text(as_of)).limit(1))
-            if not found:
-                self._newest_of(entry)
-                first = self.versions(entry)[-1]
-                raise NotFound(f"{entry} had no version yet at {_text(as_of)}; its first is of {first.created_at}")
-            return found[0]
-        if number is None:
-            return self._newest_of(entry)
-        found = self._rows(newest_first.where(_versions.c.number == number))
-        if not found:
-            raise NotFound(f"{entry} has no v{number}; its newest version is v{self._newest_of(entry).number}")
-        return found[0]
-
-    def _newest_of(self, entry: str) -> VersionRow:
-        found = self._rows(self._select().where(_versions.c.entry == entry).order_by(_versions.c.number.desc()).limit(1))
-        if not found:
+        asked = {"number": number, "tag": tag, "digest": digest, "as_of": None if as_of is None else _text(as_of)}
+        how, value = next(((how, value) for how, value in asked.items() if value is not None), ("newest", None))
+        found = self._found(how, entry, value)
+        if found and len({row.digest for row in found}) == 1:
+            tags = tuple(row.tag for row in found if row.number == found[0].number and row.tag is not None)
+            version = list(found[0])[:-1]
+            return VersionRow(*(*version, tags))
+        newest = self._found("newest", entry)
+        if not newest:
             known = self.entries()
             shown = ", ".join(known[:12]) + (f" and {len(known) - 12:,} more" if len(known) > 12 else "")
             raise NotFound(f"the catalog has no entry '{entry}'; it has {shown or 'none yet'}")
-        return found[0]
+        if number is not None:
+            raise NotFound(f"{entry} has no v{number}; its newest version is v{newest[0].number}")
+        if tag is not None:
+            known_tags = ", ".join(self.tags(entry)) or "none"
+            raise NotFound(f"{entry} has no tag '{tag}'; its tags: {known_tags}; its newest version: v{newest[0].number}")
+        if digest is not None:
+            raise NotFound(f"{entry} has {'several versions' if found else 'no version'} with a digest that begins {digest}")
+        assert as_of is not None
+        first = self.versions(entry)[-1]
+        raise NotFound(f"{entry} had no version yet at {_text(as_of)}; its first is of {first.created_at}")
+
+    def _found(self, how: str, entry: str, value: object = None) -> Sequence[sa.Row[Any]]:
+        with self._connected() as connection:
+            return connection.execute(_finding(self.format)[how], {"entry": entry, "value": value}).all()
+
+
+@functools.cache
+def _finding(written: int) -> dict[str, sa.Select[Any]]:
+    """Return queries for a version of `entry`, a row for each of its tags or one: made once, as that takes longer than to run one."""
+    entry: sa.BindParameter[str] = sa.bindparam("entry")
+    on = (_tags.c.entry == _versions.c.entry) & (_tags.c.number == _versions.c.number)
+    query = _select(written).add_columns(_tags.c.tag).join_from(_versions, _tags, on, isouter=True)
+    query = query.where(_versions.c.entry == entry).order_by(_versions.c.number.desc(), _tags.c.tag)
+    value: sa.BindParameter[Any] = sa.bindparam("value")
+    last = sa.select(sa.func.max(_versions.c.number)).where(_versions.c.entry == entry)
+    tagged = sa.select(_tags.c.number).where((_tags.c.entry == entry) & (_tags.c.tag == value))
+    return {
+        "newest": query.where(_versions.c.number == last.scalar_subquery()),
+        "number": query.where(_versions.c.number == value),
+        "tag": query.where(_versions.c.number == tagged.scalar_subquery()),
+        "digest": query.where(_versions.c.digest.startswith(value)),
+        "as_of": query.where(_versions.c.number == last.where(_versions.c.created_at <= value).scalar_subquery()),
+    }
+
+
+def _select(written: int) -> sa.Select[Any]:
+    """Return a query for versions as a registry of that format has them."""
+    if written >= FORMAT:
+        return sa.select(_versions)
+    old = [column for column in _versions.c if column.name not in _SINCE_2]
+    return sa.select(*old, sa.literal("dataset").label("kind"), sa.literal(0).label("bytes"))
 
 
 def _link_order(link: Link) -> tuple[str, str, int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import fsspec
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Storage", "StoredFile"]
 
+_OUTSIDE = frozenset({"", ".", ".."})
+"""Segments that no path has: the first is what an absolute path begins with."""
 _AT_ONCE = 32
 """Requests to an object store at a time."""
 
@@ -45,10 +47,9 @@ class Storage:
 
     def path(self, relative: str) -> str:
         """Return the full path or URL of `relative`. Raises CatalogError where it would leave the root."""
-        parts = PurePosixPath(relative)
-        if not parts.parts or parts.is_absolute() or ".." in parts.parts or "\\" in relative or ":" in relative:
+        if not _OUTSIDE.isdisjoint(relative.split("/")) or "\\" in relative or ":" in relative:
             raise CatalogError(f"'{relative}' leads out of the catalog {self.root}; its manifest was tampered with")
-        return f"{self.root}/{parts}"
+        return f"{self.root}/{relative}"
 
     def exists(self, relative: str) -> bool:
         path = self.path(relative)

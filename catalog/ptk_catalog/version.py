@@ -61,7 +61,7 @@ class Version:
     file: _ManifestFile = field(repr=False, compare=False, kw_only=True)
 
     @classmethod
-    def of(cls, storage: Storage, row: VersionRow, tags: tuple[str, ...], *, created: bool = False) -> Version:
+    def of(cls, storage: Storage, row: VersionRow, *, created: bool = False) -> Version:
         """Return the version of a row of the registry."""
         file = _ManifestFile(storage, row)
         return cls(
@@ -73,7 +73,7 @@ class Version:
             row.bytes,
             row.licence,
             row.created_at,
-            tags,
+            row.tags,
             created,
             file=file,
         )

@@ -139,7 +139,29 @@ def test_ids_and_sums_equal_the_reference(column: pl.Series) -> None:
     frame = column.to_frame().with_row_index("key")
     ids = frame.select(row_id({"key": frame.schema["key"], "value": column.dtype})).to_series().to_list()
     assert ids == [slow_row_id(row, frame.dtypes) for row in frame.iter_rows()]
-    assert column_sums(frame.lazy(), ["key"]) == {name: slow_sum(frame, ["key"], name) for name in ("key", "value")}
+    for rows in (frame, frame.drop_nulls()):
+        expected = {name: slow_sum(rows, ["key"], name) for name in ("key", "value")}
+        assert column_sums(rows.lazy(), ["key"]) == column_sums(rows, ["key"]) == expected
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[{"role": "user", "content": "Why?"}], [{"role": "user", "content": "é1;"}]],
+        [[{"role": "user", "content": "Why?"}], [{"role": "user", "content": None}]],
+        [[{"role": "user", "content": "Why?"}], [None]],
+        [[{"role": "user", "content": "Why?"}], []],
+        [[{"role": "user", "content": "Why?"}], [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]],
+        [[["a", "b"]], [[]]],
+        [[["a"]], [["b"]]],
+        [[1], [2]],
+    ],
+    ids=str,
+)
+def test_lists_of_one_item_are_summed_as_any_others(values: list[Any]) -> None:
+    frame = pl.DataFrame({"key": ["p", "q"], "value": values})
+    expected = {name: slow_sum(frame, ["key"], name) for name in ("key", "value")}
+    assert column_sums(frame, ["key"]) == column_sums(frame.lazy(), ["key"]) == expected
 
 
 def test_values_that_differ_in_kind_or_place_have_different_texts() -> None:
