@@ -10,6 +10,14 @@ import polars as pl
 from ptk_catalog.digest import row_id
 
 TURNS = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+MAKE = """
+import sys
+from pathlib import Path
+from corpus import make_corpus
+make_corpus(Path(sys.argv[1]), int(sys.argv[2]))
+"""
+"""A script that makes a corpus in a process of its own: a folder, and how many pairs."""
+
 _BATCH = 100_000
 _SENTENCES = 50_000
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .fresh import all_told, told
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
 
@@ -199,24 +197,10 @@ tell(told)
 )
 
 
-def told(script: str, *arguments: Any) -> list[dict[str, Any]]:
-    """Run a script in a process of its own and return the facts it prints, a line each."""
-    here = str(Path(__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": here},
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    told(MAKE, folder, PAIRS)
+    all_told(MAKE, folder, PAIRS)
     return folder
 
 
@@ -226,7 +210,7 @@ def least(runs: list[dict[str, Any]], name: str) -> tuple[float, float]:
 
 
 def test_two_persona_columns_against_rewriting_the_table(corpus: Path) -> None:
-    runs = [told(ADD_COLUMNS, corpus, f"add-{number}")[0] for number in range(3)]
+    runs = [told(ADD_COLUMNS, corpus, f"add-{number}") for number in range(3)]
     written, alone, whole = (runs[0][name] for name in ("written", "alone", "whole"))
     clock, busy = least(runs, "rewritten")
     print(f"\ntwo persona columns added to {PAIRS:,} pairs; Polars rewrites the table ({whole / 2**20:,.0f} MiB) in ", end="")
@@ -242,7 +226,7 @@ def test_two_persona_columns_against_rewriting_the_table(corpus: Path) -> None:
 def test_reading_two_of_eight_columns_against_plain_files(tmp_path: Path) -> None:
     print(f"\ntwo of eight columns of {PAIRS:,} rows, lazily:")
     slower: list[str] = []
-    for run in told(READ_TWO, tmp_path, PAIRS):
+    for run in all_told(READ_TWO, tmp_path, PAIRS):
         ours, plain, loaded = (min(run[name]) for name in ("ours", "plain", "loaded"))
         told_columns = f"{run['version']:7} {', '.join(run['columns']):16}"
         print(f"  {told_columns} ptk {ours * 1000:6.1f} ms, scan_parquet {plain * 1000:6.1f} ms: {ours / plain:.2f}; ", end="")
@@ -252,7 +236,7 @@ def test_reading_two_of_eight_columns_against_plain_files(tmp_path: Path) -> Non
 
 
 def test_a_commit_of_many_parts_against_writing_the_parts(corpus: Path) -> None:
-    runs = [told(MANY_PARTS, corpus, f"parts-{number}")[0] for number in range(3)]
+    runs = [told(MANY_PARTS, corpus, f"parts-{number}") for number in range(3)]
     (ours, ours_busy), (plain, plain_busy) = least(runs, "ours"), least(runs, "plain")
     print(f"\n64 parts of {PAIRS:,} pairs, {runs[0]['bytes'] / 2**20:,.0f} MiB:")
     print(
@@ -264,7 +248,7 @@ def test_a_commit_of_many_parts_against_writing_the_parts(corpus: Path) -> None:
 
 
 def test_finding_one_of_many_versions(tmp_path: Path) -> None:
-    (times,) = told(MANY_VERSIONS, tmp_path)
+    times = told(MANY_VERSIONS, tmp_path)
     print("\n10,000 versions of 1,000 entries, half of them of one entry, each with opening the catalog:")
     for name, seconds in times.items():
         print(f"  {name:14} {min(seconds) * 1000:6.1f} ms (most {max(seconds) * 1000:.1f})")

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from .corpus import MAKE
+from .fresh import all_told
+
 PAIRS = 1_000_000
 
 SCRIPT = """
@@ -64,11 +67,7 @@ def told(source: Path, folder: Path, workers: int, memory: str = "0", steps: str
 @pytest.fixture(params=[PAIRS])
 def corpus(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     folder = tmp_path / "corpus"
-    make = (
-        "import sys; from pathlib import Path; from corpus import make_corpus; make_corpus(Path(sys.argv[1]), int(sys.argv[2]))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    subprocess.run([sys.executable, "-c", make, str(folder), str(request.param)], check=True, env=environment)
+    all_told(MAKE, folder, request.param)
     return folder
 
 

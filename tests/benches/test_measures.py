@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+
+from .fresh import told
 
 pytestmark = pytest.mark.bench
 
@@ -19,8 +18,9 @@ SHOWN = 20
 """Rounds of the rivals, scaled up to all rounds."""
 
 OURS = """
-import json, resource, sys, time
+import json, sys, time
 import polars as pl
+from fresh import most_memory
 from ptk.operator import find_operator
 
 path, name, settings = sys.argv[1:]
@@ -33,11 +33,11 @@ def table(source):
     return operator.function(*frames, params=params).collect(engine="streaming")
 
 table(frame.head(100))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = most_memory()
 started = time.perf_counter()
 found = table(frame)
 wall = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = most_memory()
 line = found.filter(pl.col("low").is_not_null() & pl.col("measure").is_in(["win_rate", "difference"])).row(0, named=True)
 print(json.dumps({"wall": wall, "peak": peak, "before": before, "low": line["low"], "high": line["high"]}))
 """
@@ -74,12 +74,6 @@ print(json.dumps({"prepared": prepared, "by_hand": by_hand, "scipy": scipy}))
 """
 
 
-def run(code: str, *arguments: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=600, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 @pytest.mark.parametrize("kind", ["wins", "differences", "scores"])
 def test_a_million_verdicts_with_intervals(kind: str, tmp_path: Path) -> None:
     chance = np.random.default_rng(0)
@@ -99,8 +93,8 @@ def test_a_million_verdicts_with_intervals(kind: str, tmp_path: Path) -> None:
         "differences": ("compare_outputs", {"value": "verdict"}),
         "scores": ("compare_outputs", {"value": "score"}),
     }[kind]
-    ours = run(OURS, str(path), name, json.dumps({**settings, "rounds": ROUNDS}))
-    theirs = run(RIVAL, str(path), str(SHOWN), kind)
+    ours = told(OURS, str(path), name, json.dumps({**settings, "rounds": ROUNDS}))
+    theirs = told(RIVAL, str(path), str(SHOWN), kind)
     by_hand, scipy = (theirs["prepared"] + theirs[which] * ROUNDS / SHOWN for which in ("by_hand", "scipy"))
     print(
         f"\n{kind}: {VERDICTS:,} verdicts, {ROUNDS:,} rounds: ptk {ours['wall']:.2f} s, peak {ours['peak']:.0f} MiB "

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from .fresh import told
+
 REQUESTS = 100_000
 
 MEASURE = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import polars as pl
+from fresh import most_memory
 from ptk.engines import engine
 from ptk.label.infer_personas import InferPersonas, infer_personas
 from ptk.llm.answers import AnswerStore
@@ -32,10 +32,6 @@ settings = ScriptedSettings(backend="scripted", model="persona")
 model = backend.resolve(settings, ModelRoots(folder))
 
 
-def megabytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 bare_requests = 0
 started = time.perf_counter()
 with backend.open(settings, model) as session:
@@ -44,7 +40,7 @@ with backend.open(settings, model) as session:
         bare_requests += sum(1 for _ in session.answer(questions))
 bare = time.perf_counter() - started
 assert bare_requests == count
-before = megabytes()
+before = most_memory()
 
 
 def asking():
@@ -68,7 +64,7 @@ started = time.perf_counter()
 assert decided(second) == count // 2
 again = time.perf_counter() - started
 assert (second.tally.asked, second.tally.answered_before) == (0, count)
-print(json.dumps({"bare": bare, "whole": whole, "again": again, "before": before, "peak": megabytes()}))
+print(json.dumps({"bare": bare, "whole": whole, "again": again, "before": before, "peak": most_memory()}))
 """
 
 
@@ -94,11 +90,7 @@ def test_the_middle_costs_under_two_milliseconds_a_request(tmp_path: Path) -> No
     persona = "The user is in a hurry and prefers a bare answer to a tour of the reasons."
     (tmp_path / "exemplars.yaml").write_text("exemplars:\n" + case % persona * 5)
     rows(REQUESTS // 2).write_parquet(tmp_path / "rows.parquet")  # type: ignore[attr-defined]
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), str(REQUESTS)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
+    seen = told(MEASURE, tmp_path, REQUESTS)
     each = {name: seen[name] / REQUESTS * 1000 for name in ("bare", "whole", "again")}
     middle = each["whole"] - each["bare"]
     print(

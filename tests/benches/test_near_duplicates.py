@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+
+from .fresh import told
 
 pytestmark = pytest.mark.bench
 
@@ -28,8 +27,9 @@ ALIKE, NEAR_MISS = (0.82, 0.88), (0.48, 0.66)
 FEW, MANY, MOST = 10_000, 100_000, 1_000_000
 
 PTK = """
-import json, resource, sys, time
+import json, sys, time
 import polars as pl
+from fresh import most_memory
 from ptk.ops.drop_near_duplicates import DropNearDuplicates, drop_near_duplicates
 from ptk.stages import run_stages
 
@@ -48,14 +48,15 @@ for _ in range(int(sys.argv[2])):
     keys = kept(pl.scan_parquet(sys.argv[1]))["_key"]
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     best = min(best or (cpu, wall), (cpu, wall))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = most_memory()
 keys.to_frame().write_parquet(sys.argv[3])
 print(json.dumps({"cpu": best[0], "wall": best[1], "peak": peak, "first": first}))
 """
 
 RIVAL = """
-import json, re, resource, sys, time
+import json, re, sys, time
 import polars as pl
+from fresh import most_memory
 
 WORD = re.compile(r"\\w+")
 
@@ -91,7 +92,7 @@ for _ in range(int(sys.argv[2])):
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     best = min(best or (cpu, wall), (cpu, wall))
 pl.DataFrame({"_key": stay}).write_parquet(sys.argv[3])
-print(json.dumps({"cpu": best[0], "wall": best[1], "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+print(json.dumps({"cpu": best[0], "wall": best[1], "peak": most_memory()}))
 """
 
 
@@ -158,16 +159,7 @@ def measured(script: str, corpus: Path, times: int, *more: str) -> tuple[dict[st
         ("POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
     )
     kept = corpus.with_suffix(".kept")
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(corpus), str(times), str(kept), *more],
-        env={**os.environ, **one},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), set(pl.read_parquet(kept)["_key"])
+    return told(script, corpus, times, kept, *more, **one), set(pl.read_parquet(kept)["_key"])
 
 
 def test_near_duplicates_from_text_to_kept_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

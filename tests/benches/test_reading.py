@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from .fresh import all_told, told
 
 pytestmark = pytest.mark.bench
 
@@ -17,11 +16,10 @@ MAKE = """
 import sys
 from pathlib import Path
 import polars as pl
-sys.path.insert(0, sys.argv[2])
 from corpus import make_corpus
 
 folder = Path(sys.argv[1])
-turns = pl.scan_parquet(make_corpus(folder / "corpus", int(sys.argv[3])) / "*.parquet").drop("pair_id").collect()
+turns = pl.scan_parquet(make_corpus(folder / "corpus", int(sys.argv[2])) / "*.parquet").drop("pair_id").collect()
 texts = turns.with_columns(pl.col(name).list.first().struct.field("content").alias(name) for name in ("prompt", "chosen", "rejected"))
 for name, frame in (("turns", turns), ("texts", texts)):
     frame.write_ndjson(folder / f"{name}.jsonl")
@@ -30,7 +28,7 @@ texts.write_csv(folder / "texts.csv")
 """
 
 READ = """
-import resource, sys, time
+import sys, time
 import polars as pl
 from ptk.ops.read_pairs import ReadPairs, read_pairs
 
@@ -40,7 +38,7 @@ pairs = sum(batch.filter(pl.col("_reject").is_null()).height for batch in read_p
 """
 
 POLARS = """
-import resource, sys, time
+import sys, time
 import polars as pl
 from ptk_catalog.digest import row_id
 
@@ -52,7 +50,7 @@ pairs = frame.with_columns(pair_id=row_id(columns)).height
 """
 
 DATASETS = """
-import resource, sys, tempfile, time
+import sys, tempfile, time
 import datasets
 
 datasets.disable_progress_bars()
@@ -64,29 +62,19 @@ with tempfile.TemporaryDirectory() as cache:
 
 SAY = """
 import json
+from fresh import most_memory
 print(json.dumps({"seconds": time.perf_counter() - started, "pairs": pairs,
-                  "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+                  "peak": most_memory()}))
 """
 
 
 def measured(program: str, *arguments: str) -> dict[str, float]:
     """Return what a program of its own process says, the better of two runs."""
-    runs = []
-    for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", program + SAY, *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        runs.append(json.loads(done.stdout.splitlines()[-1]))
-    return min(runs, key=lambda run: run["seconds"])
+    return min((told(program + SAY, *arguments) for _ in range(2)), key=lambda run: run["seconds"])
 
 
 def test_reading_against_loading_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = subprocess.run(
-        [sys.executable, "-c", MAKE, str(tmp_path), str(Path(__file__).parent), str(PAIRS)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert made.returncode == 0, made.stderr
+    all_told(MAKE, tmp_path, PAIRS)
     for name in ("texts.jsonl", "turns.jsonl", "texts.csv", "texts.parquet", "turns.parquet"):
         path = str(tmp_path / name)
         ours, polars, datasets = (measured(program, path) for program in (READ, POLARS, DATASETS))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+
+from .fresh import told
 
 pytestmark = pytest.mark.bench
 
@@ -19,8 +17,9 @@ PAIRS = Path(__file__).resolve().parents[3] / "shared" / "data" / "persona_pairs
 KNOWN, ASKED, WORDS, K = 50_000, 1_000, 20, 10
 
 OURS = """
-import json, resource, sys, time
+import json, sys, time
 import polars as pl
+from fresh import most_memory
 from ptk.stages import run_stages
 from ptk.train.retrieve_personas import RetrievePersonas, retrieve_personas
 
@@ -30,7 +29,7 @@ run(asked.head(2), known.head(100))
 started = time.perf_counter(), time.process_time()
 found = run(asked, known)
 taken = time.perf_counter() - started[0], time.process_time() - started[1]
-print(json.dumps({"taken": taken, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+print(json.dumps({"taken": taken, "peak": most_memory(),
                   "found": found.sort("_key")["retrieved"].list.eval(pl.element().struct.field("key")).to_list()}))
 """
 
@@ -51,34 +50,21 @@ print(json.dumps({"taken": taken, "found": [[keys[at] for at in row] for row in 
 """
 
 
-def run(code: str, *arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def test_a_thousand_prompts_among_fifty_thousand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not PAIRS.is_file():
         pytest.skip("no real pairs here")
     real = [json.loads(line)["prompt"] for line in PAIRS.read_text().splitlines()]
     chance = np.random.default_rng(0)
-    words = chance.choice([word for text in real for word in text.split()], (KNOWN + ASKED, WORDS))
-    texts = [" ".join(row) for row in words]
+    words = [word for text in real for word in text.split()]
+    drawn = chance.choice(len(words), (KNOWN + ASKED, WORDS))
+    texts = [" ".join(words[at] for at in row) for row in drawn.tolist()]
     personas = {f"{side}_persona": "The user is one of many." for side in ("chosen", "rejected")}
     keys = [f"k{number:06}" for number in range(KNOWN + ASKED)]
     rows = pl.DataFrame({"_key": keys, "prompt": texts}).with_columns(**{name: pl.lit(text) for name, text in personas.items()})
     rows[:KNOWN].write_parquet(tmp_path / "known.parquet")
     rows[KNOWN:].write_parquet(tmp_path / "asked.parquet")
-    arguments = str(tmp_path / "known.parquet"), str(tmp_path / "asked.parquet"), str(K)
-    ours, theirs = run(OURS, *arguments), run(RIVAL, *arguments)
+    arguments = tmp_path / "known.parquet", tmp_path / "asked.parquet", K
+    ours, theirs = (told(script, *arguments, OMP_WAIT_POLICY="PASSIVE") for script in (OURS, RIVAL))
     same = sum(a == b for a, b in zip(ours["found"], theirs["found"], strict=True)) / ASKED
     with capsys.disabled():
         print(

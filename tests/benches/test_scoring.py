@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .fresh import told
 
 pytestmark = [pytest.mark.bench, pytest.mark.model]
 
@@ -81,8 +79,7 @@ print(json.dumps({
 """
 
 MEMORY = """
-def peak():
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")) / 1024
+from fresh import most_memory
 
 made = scorer(sys.argv[1])
 texts = [" ".join(f"w{(7 * number + at) % 900}" for at in range(400)) for number in range(2)]
@@ -94,32 +91,22 @@ if sys.argv[2] == "ours":
 else:
     plainly(made, [(sequences[0][0][:2], sequences[0][1][:2])])
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-before = peak()
+before = most_memory()
 run()
-print(json.dumps({"before": before, "above": peak() - before, "tokens": [len(part) for sequence in sequences for part in sequence]}))
+print(json.dumps({"before": before, "above": most_memory() - before, "tokens": [len(part) for sequence in sequences for part in sequence]}))
 """
 
 
-def run(code: str, *arguments: str) -> dict[str, Any]:
+def run(code: str, *arguments: Any) -> Any:
     fixed = f"WORDS, COUNT = {WORDS}, {COUNT}\n"
-    done = subprocess.run(
-        [sys.executable, "-c", START + fixed + code, *arguments],
-        # As ptk starts its own process: threads that spin while they wait slow both ways down where other work runs beside.
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    # As ptk starts its own process: threads that spin while they wait slow both ways down where other work runs beside.
+    return told(START + fixed + code, *arguments, OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0")
 
 
 def test_four_scores_a_pair_of_real_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     if not PAIRS.is_file():
         pytest.skip("no real pairs here")
-    found = run(SPEED, str(PAIRS))
+    found = run(SPEED, PAIRS)
     (wall, processor), (plain_wall, plain_processor) = (min(found["times"][name]) for name in ("ours", "plain"))
     prompt, answer = found["prompt"], found["answer"]
     with capsys.disabled():
@@ -151,7 +138,7 @@ def test_memory_above_the_loaded_model_at_a_large_vocabulary(tmp_path: Path, cap
         num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
     )  # fmt: skip
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    ours, plain = (run(MEMORY, str(tmp_path), name) for name in ("ours", "plain"))
+    ours, plain = (run(MEMORY, tmp_path, name) for name in ("ours", "plain"))
     with capsys.disabled():
         print(
             f"\nvocabulary of {VOCABULARY:,}, two responses of 400 tokens: above the loaded model ({ours['before']:.0f} MiB) ptk takes"
