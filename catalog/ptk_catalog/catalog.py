@@ -522,7 +522,7 @@ class Catalog:
             return
         aside = self.storage.aside()
         try:
-            data.sink_parquet(aside, compression="lz4", row_group_size=1 << 16)
+            data.sink_parquet(aside, compression="lz4", row_group_size=1 << 13)
             yield pl.scan_parquet(aside, glob=False, hive_partitioning=False)
         finally:
             aside.unlink(missing_ok=True)
@@ -550,7 +550,7 @@ class Catalog:
         aside = self.storage.aside()
         try:
             placed = frame.join(numbered, on=key, how="left").sort("_at", nulls_last=False)
-            placed.sink_parquet(aside, compression="lz4", row_group_size=1 << 16)
+            placed.sink_parquet(aside, compression="lz4", row_group_size=1 << 13)
             rows = pl.scan_parquet(aside, glob=False, hive_partitioning=False)
             strangers = rows.filter(pl.col("_at").is_null()).select(key).sort(key).head(1).collect()
             if strangers.height:

@@ -16,6 +16,7 @@ import polars as pl
 from ptk_catalog.croissant import DescribedFile, Records, croissant
 from ptk_catalog.dataset import Dataset
 from ptk_catalog.errors import CatalogError
+from ptk_catalog.parts import cut, rows_per_group
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,8 +25,7 @@ __all__ = ["Exported", "Form", "export"]
 
 Form = Literal["delta", "parquet"]
 
-_BATCH = 1 << 16
-_PART = 1 << 18
+_AT_ONCE = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ def export(data: Dataset, folder: Path, form: Form) -> Exported:
 
 
 def _batches(data: Dataset, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for frame in data.scan().collect_batches(chunk_size=_BATCH, maintain_order=True, engine="streaming"):
+    for frame in data.scan().collect_batches(chunk_size=_AT_ONCE, maintain_order=True, engine="streaming"):
         table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema)
-        yield from table.to_batches(max_chunksize=_BATCH)
+        yield from table.to_batches(max_chunksize=_AT_ONCE)
 
 
 def _write_delta(data: Dataset, schema: pa.Schema, folder: Path) -> None:
@@ -95,20 +95,9 @@ def _write_delta(data: Dataset, schema: pa.Schema, folder: Path) -> None:
 def _write_parquet(data: Dataset, schema: pa.Schema, folder: Path) -> None:
     import pyarrow.parquet as pq
 
-    count = max(1, -(-data.version.rows // _PART))
-    writer = None
-    number = written = 0
-    for batch in _batches(data, schema):
-        if writer is None or (written >= _PART and number < count):
-            if writer is not None:
-                writer.close()
-            writer = pq.ParquetWriter(folder / f"part-{number:05}.parquet", schema, compression="zstd")
-            number, written = number + 1, 0
-        writer.write_batch(batch)
-        written += batch.num_rows
-    if writer is None:
-        writer = pq.ParquetWriter(folder / "part-00000.parquet", schema, compression="zstd")
-    writer.close()
+    for number, piece in enumerate(cut(data.scan())):
+        table = piece.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema)
+        pq.write_table(table, folder / f"part-{number:05}.parquet", row_group_size=rows_per_group(piece), compression="zstd")
 
 
 def _described(folder: Path, path: Path) -> DescribedFile:

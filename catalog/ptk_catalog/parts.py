@@ -17,31 +17,58 @@ from ptk_catalog.digest import added_sums, column_sums
 from ptk_catalog.manifest import Part
 from ptk_catalog.storage import Storage
 
-__all__ = ["ROWS_PER_PART", "Piece", "cut", "scan", "write_parts", "write_rows"]
+__all__ = [
+    "BYTES_PER_PART",
+    "ROWS_PER_PART",
+    "Piece",
+    "cut",
+    "rows_per_group",
+    "rows_within",
+    "scan",
+    "write_parts",
+    "write_rows",
+]
 
 ROWS_PER_PART = 1 << 18
+BYTES_PER_PART = 1 << 28
+"""What the rows of a part take in memory, about: fewer rows than ROWS_PER_PART where they are long."""
+_ROWS_PER_GROUP = 1 << 16
+_BYTES_PER_GROUP = 1 << 24
+_AT_ONCE = 1 << 13
 _LONGEST_BOUND = 64
 
 
 def cut(frame: pl.LazyFrame, sizes: Iterable[int] | None = None) -> Iterator[pl.DataFrame]:
-    """Yield the frame, in order, in pieces of `sizes` rows each, or of ROWS_PER_PART; at least one, be it empty."""
+    """Yield the frame, in order, in pieces of `sizes` rows each, or for parts of their own; at least one, be it empty."""
     wanted = iter(sizes) if sizes is not None else None
     size = next(wanted, 0) if wanted is not None else ROWS_PER_PART
     waiting: list[pl.DataFrame] = [pl.DataFrame(schema=frame.collect_schema())]
-    height = 0
+    height = weight = 0
     given = False
-    for chunk in frame.collect_batches(chunk_size=1 << 16, maintain_order=True, engine="streaming"):
+    for chunk in frame.collect_batches(chunk_size=_AT_ONCE, maintain_order=True, engine="streaming"):
         waiting.append(chunk)
         height += chunk.height
-        while height >= size > 0:
+        weight += int(chunk.estimated_size())
+        while height >= size > 0 or (wanted is None and weight >= BYTES_PER_PART):
             whole = pl.concat(waiting)
             yield whole.head(size)
             given = True
-            waiting = [whole.slice(size)]
-            height -= size
+            rest = whole.slice(size)
+            waiting, height, weight = [rest], rest.height, int(rest.estimated_size())
             size = next(wanted, 0) if wanted is not None else size
     if height or not given:
         yield pl.concat(waiting)
+
+
+def rows_within(sample: pl.DataFrame, most_bytes: int, most: int) -> int:
+    """Return how many rows like those of a sample take no more than so many bytes in memory: at least one, at most `most`."""
+    a_row = max(1, int(sample.estimated_size()) // max(1, sample.height))
+    return max(1, min(most, most_bytes // a_row))
+
+
+def rows_per_group(piece: pl.DataFrame) -> int:
+    """Return how many rows a row group of a piece holds: fewer where they are long, since a reader holds a few of them whole."""
+    return rows_within(piece, _BYTES_PER_GROUP, _ROWS_PER_GROUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +112,8 @@ def _write_part(storage: Storage, piece: pl.DataFrame, taking: ThreadPoolExecuto
     """Write a file aside; the part comes when `taking` has taken it in."""
     aside = storage.aside()
     try:
-        piece.write_parquet(aside, compression="zstd", compression_level=3, row_group_size=1 << 16, statistics=True)
+        group = rows_per_group(piece)
+        piece.write_parquet(aside, compression="zstd", compression_level=3, row_group_size=group, statistics=True)
         statistics = _statistics(piece)
     except BaseException:
         aside.unlink(missing_ok=True)

@@ -157,6 +157,28 @@ tell({"ours": ours, "plain": [min(one) for one in zip(plain, again)], "bytes": s
 """
 )
 
+LONG_ROWS = (
+    TIMED
+    + """
+from steps import measured
+rows, words = int(sys.argv[2]), int(sys.argv[3])
+(folder / "long").mkdir()
+for number in range(0, rows, 5_000):
+    text = " ".join(f"word{number + at}" for at in range(words))
+    turns = pl.concat_list(pl.struct(role=pl.lit("assistant"), content=pl.format("{} {}", "pair_id", pl.lit(text))))
+    keys = pl.select(pair_id=pl.format("p{}", pl.int_range(number, number + 5_000)))
+    keys.with_columns(chosen=turns, rejected=turns).write_parquet(folder / "long" / f"{number:08}.parquet")
+catalog = ptk_catalog.open(folder / "store")
+query = pl.scan_parquet(folder / "long" / "*.parquet")
+size = sum(pl.read_parquet(path).estimated_size() for path in (folder / "long").glob("*.parquet"))
+tell({"bytes": size, **{name: measured(lambda: (work(), rows)[1]) for name, work in {
+    "commit": lambda: catalog.commit("pairs", query.select("pair_id", "chosen"), key="pair_id"),
+    "add": lambda: catalog.commit("both", query.select("pair_id", "rejected"), base="pairs"),
+    "verify": lambda: catalog.verify("both"),
+}.items()}})
+"""
+)
+
 MANY_VERSIONS = (
     TIMED
     + """
@@ -245,6 +267,14 @@ def test_a_commit_of_many_parts_against_writing_the_parts(corpus: Path) -> None:
     )
     print(f"{ours / plain:.2f}, {ours_busy / plain_busy:.2f}")
     assert ours <= 1.3 * plain
+
+
+def test_long_rows_take_no_more_memory(tmp_path: Path) -> None:
+    run = told(LONG_ROWS, tmp_path, 200_000, 900)
+    print(f"\n200,000 rows of {run['bytes'] / 200_000:,.0f} bytes, {run['bytes'] / 2**20:,.0f} MiB:")
+    for name in ("commit", "add", "verify"):
+        print(f"  {name:8} {run[name]['seconds']:5.1f} s, peak {run[name]['mebibytes']:,.0f} MiB")
+        assert run[name]["mebibytes"] < 2048
 
 
 def test_finding_one_of_many_versions(tmp_path: Path) -> None:

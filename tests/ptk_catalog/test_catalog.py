@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -92,6 +93,20 @@ def test_frames_queries_and_files_of_the_same_rows_make_one_version(catalog: Cat
         assert (again.reference, again.digest, again.created) == ("a@v1", first.digest, False)
     assert [version.reference for version in catalog.log("a")] == ["a@v1"]
     assert [part.rows for part in first.manifest.groups[0].parts] == [4, 4, 2]
+
+
+def test_long_rows_lie_in_smaller_parts_and_row_groups(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_AT_ONCE": 1, "BYTES_PER_PART": 40_000, "_BYTES_PER_GROUP": 21_000}.items():
+        monkeypatch.setattr(f"ptk_catalog.parts.{name}", value)
+    rows = pl.DataFrame({"pair_id": [f"p{number}" for number in range(9)], "text": ["a" * 10_000] * 6 + ["a"] * 3})
+    version = catalog.commit("long", rows, key="pair_id")
+    parts = version.manifest.groups[0].parts
+    assert [part.rows for part in parts] == [4, 5]
+    with pq.ParquetFile(catalog.storage.path(parts[0].path)) as file:
+        assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [2, 2]
+    more = rows.select("pair_id", more="text").reverse()
+    assert [part.rows for part in catalog.commit("long", more, base="long").manifest.groups[1].parts] == [4, 5]
+    assert catalog.load("long", verify=True).collect().equals(rows.with_columns(more="text"))
 
 
 def test_no_rows_are_a_version_too(catalog: Catalog) -> None:

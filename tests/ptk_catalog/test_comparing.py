@@ -163,12 +163,12 @@ def test_a_row_is_traced_through_the_versions_that_it_was_built_on(catalog: Cata
 def test_a_version_of_several_groups_is_written_out_whole_with_a_valid_description(
     catalog: Catalog, tmp_path: Path, form: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ptk_catalog.export._PART", 1)
-    monkeypatch.setattr("ptk_catalog.export._BATCH", 1)
     catalog.commit("raw", FIRST, key="pair_id", licence="mit")
     catalog.commit(
         "mid", FIRST.select("pair_id", turns=[[{"role": "user", "content": "é"}]]).tail(2), base="raw", licence="mit"
     )
+    monkeypatch.setattr("ptk_catalog.parts.ROWS_PER_PART", 1)
+    monkeypatch.setattr("ptk_catalog.export._AT_ONCE", 1)
     made = catalog.export("mid", tmp_path / "out", form=form)
     whole = catalog.load("mid").collect()
     if form == "delta":

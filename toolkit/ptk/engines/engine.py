@@ -15,6 +15,7 @@ from ptk.plan import Node
 from ptk.stages import keyed
 from ptk.work import Rows
 from ptk_catalog.digest import row_id
+from ptk_catalog.parts import rows_per_group
 
 if TYPE_CHECKING:
     from ptk.llm.backend import ResolvedModel, Session
@@ -45,6 +46,8 @@ _PART_ROWS = 100_000
 _PART_BYTES = 256 << 20
 _ROW_GROUP = 65_536
 """Rows that are decompressed together: what reading a range costs beyond the range."""
+_COMPACT_GROUP = 8_192
+"""The same where rows may be long: a writer and a reader hold several of them."""
 _HASHES_AT_ONCE = 50_000_000
 PLACES = "places"
 """Below a source's folder: for each of its rows the key, and the file (`_file`) and line or number in it (`_line`) it was read from."""
@@ -163,7 +166,7 @@ def new_columns(folder: Place) -> tuple[str, ...]:
 
 def compact_rows(frame: pl.LazyFrame, path: Place) -> None:
     """Write rows into one file."""
-    frame.sink_parquet(str(path), engine="streaming", row_group_size=_ROW_GROUP, mkdir=True)
+    frame.sink_parquet(str(path), engine="streaming", row_group_size=_COMPACT_GROUP, mkdir=True)
 
 
 def write_reshaped(made: pl.LazyFrame, columns: Sequence[str], rows: Place, rejects: Place) -> None:
@@ -275,7 +278,8 @@ class _PartWriter:
     def flush(self) -> None:
         if self.waiting:
             path = self.folder / f"part-{self.piece:05}-{self.written:05}.parquet"
-            pl.concat(self.waiting).write_parquet(str(path), row_group_size=_ROW_GROUP)
+            rows = pl.concat(self.waiting)
+            rows.write_parquet(str(path), row_group_size=rows_per_group(rows))
             self.waiting, self.height, self.size = [], 0, 0
             self.written += 1
 
@@ -351,7 +355,7 @@ def _change_part(path: str, first: int, changed: pl.DataFrame, source: Source) -
         part = renamed.with_columns(pl.coalesce("_again", source.key).alias(source.key))
     else:
         part = part.join(changed, on=ROW, how="anti", maintain_order="left")
-    part.select(source.columns.names()).write_parquet(str(path), row_group_size=_ROW_GROUP)
+    part.select(source.columns.names()).write_parquet(str(path), row_group_size=rows_per_group(part))
 
 
 def _rejected_repeats(later: pl.DataFrame, key: str) -> pl.DataFrame:

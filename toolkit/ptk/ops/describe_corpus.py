@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
 import polars as pl
+from polars.io.plugins import register_io_source
 from pydantic import Field
 
 from ptk.operator import KEY, reshape
@@ -78,14 +79,31 @@ class DescribeCorpus(Params):
 @reshape(key="name", version=2)
 def describe_corpus(frame: pl.LazyFrame, params: DescribeCorpus) -> pl.LazyFrame:
     """Make a table of measures of a corpus: rows, lengths, length and verbosity bias, duplicates, n-grams, languages."""
-    counted = pl.concat(list(_counts(frame, params)))
-    return counted.map_batches(
+    return _in_turn(list(_counts(frame, params))).map_batches(
         lambda counts: pl.DataFrame(list(_measures(counts, params)), schema=_SCHEMA, orient="row").sort("name"),
         schema=_SCHEMA,
         projection_pushdown=False,
         predicate_pushdown=False,
         slice_pushdown=False,
     )
+
+
+def _in_turn(queries: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
+    """Return the rows of queries as one that runs them one after another: side by side, the slow ones keep the corpus in memory."""
+    for query in queries:
+        query.collect_schema()  # what is wrong with a column is said here, where it is known which error it is
+
+    def read(
+        columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, _batch: int | None
+    ) -> Iterator[pl.DataFrame]:
+        for query in queries:
+            made = query.collect(engine="streaming").select(list(_COUNTED) if columns is None else columns)
+            if rows is not None:
+                made = made.head(rows)
+                rows -= made.height
+            yield made if predicate is None else made.filter(predicate)
+
+    return register_io_source(read, schema=_COUNTED)
 
 
 def _counts(frame: pl.LazyFrame, params: DescribeCorpus) -> Iterator[pl.LazyFrame]:

@@ -19,6 +19,7 @@ from ptk.operator import KEY, asset_operator
 from ptk.params import COLUMN, UNKEYED, OutputFolder, Params
 from ptk.text import is_turns
 from ptk_catalog.digest import row_id
+from ptk_catalog.parts import rows_within
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -27,6 +28,9 @@ __all__ = ["ExportRows", "export_rows", "records"]
 
 _AT_ONCE = 50_000
 """Rows that are sorted, and written, at once."""
+_BYTES_AT_ONCE = 1 << 27
+"""What they take in memory, about: fewer rows where they are long."""
+_LOOKED_AT = 1_000
 _PIECES = 64
 """Most pieces into which one go over the rows parts them."""
 _FORMS: dict[str, tuple[str, ...]] = {
@@ -93,7 +97,7 @@ def export_rows(frame: pl.LazyFrame, params: ExportRows, folder: Path) -> dict[s
     planned = _planned(frame, params)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".pieces-") as aside, ExitStack() as stack:
         written = _Files(folder, params, schema, planned, stack)
-        for piece in _in_order(frame, Path(aside) / "pieces"):
+        for piece in _in_order(frame, Path(aside) / "pieces", _rows_at_once(frame)):
             made = _with_split(records(piece.lazy(), params, with_split=True), params).collect()
             for (split,), part in made.group_by(_SPLIT, maintain_order=True):
                 written.append(str(split), part.drop(_SPLIT))
@@ -216,27 +220,35 @@ def _planned(frame: pl.LazyFrame, params: ExportRows) -> dict[str, int]:
     return {name: count * each for name, count in counted.iter_rows()}
 
 
-def _in_order(frame: pl.LazyFrame, aside: Path) -> Iterator[pl.DataFrame]:
+def _rows_at_once(frame: pl.LazyFrame) -> int:
+    """Return how many rows are sorted at once, by the length of some: the same rows, and a power of two, in whatever order rows come."""
+    key = frame.collect_schema()[KEY]
+    drawn = frame.with_columns(_number=row_id({KEY: key})).bottom_k(_LOOKED_AT, by="_number").drop("_number")
+    rows = rows_within(drawn.collect(engine="streaming"), _BYTES_AT_ONCE, _AT_ONCE)
+    return rows if rows == _AT_ONCE else 1 << (rows.bit_length() - 1)
+
+
+def _in_order(frame: pl.LazyFrame, aside: Path, most: int) -> Iterator[pl.DataFrame]:
     """Yield the rows sorted by key, piece by piece, so that the bytes do not depend on the order in which rows come.
 
-    More rows than are sorted at once are first parted, in the folder `aside`, by ranges of their keys.
+    More than `most` rows, which are sorted at once, are first parted, in the folder `aside`, by ranges of their keys.
     """
-    if frame.select(pl.len()).collect(engine="streaming").item() <= _AT_ONCE:
+    if frame.select(pl.len()).collect(engine="streaming").item() <= most:
         yield frame.collect(engine="streaming").sort(KEY)
         return
     aside.mkdir(exist_ok=True)
-    for piece in _parted(frame, aside):
-        yield from _in_order(pl.scan_ipc(piece), piece.with_suffix(""))
+    for piece in _parted(frame, aside, most):
+        yield from _in_order(pl.scan_ipc(piece), piece.with_suffix(""), most)
         piece.unlink()
 
 
-def _parted(frame: pl.LazyFrame, aside: Path) -> list[Path]:
+def _parted(frame: pl.LazyFrame, aside: Path, most: int) -> list[Path]:
     """Write the rows into files for ranges of keys, about equally many in each; return the files in the order of the ranges."""
     import pyarrow as pa
 
     schema = frame.collect_schema()
     height = frame.select(pl.len()).collect(engine="streaming").item()
-    count = min(-(-height // _AT_ONCE) + 1, _PIECES)
+    count = min(-(-height // most) + 1, _PIECES)
     drawn = frame.select(KEY, _number=row_id({KEY: schema[KEY]})).bottom_k(count * 100, by="_number")
     sample = drawn.collect(engine="streaming")[KEY].sort()
     bounds = sample.gather([len(sample) * piece // count for piece in range(1, count)]).unique().sort()
@@ -247,7 +259,7 @@ def _parted(frame: pl.LazyFrame, aside: Path) -> list[Path]:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         writers = [stack.enter_context(pa.ipc.new_file(str(file), arrow, options=options)) for file in files]
         # In order, though it does not matter: unordered batches are made ahead without bound.
-        for batch in frame.collect_batches(chunk_size=_AT_ONCE, engine="streaming"):
+        for batch in frame.collect_batches(chunk_size=most, engine="streaming"):
             for (number,), part in batch.group_by(place.alias("_piece")):
                 writers[cast(int, number)].write_table(_arrow(part))
     return files
