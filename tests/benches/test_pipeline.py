@@ -171,3 +171,35 @@ def test_a_whole_run_from_reading_to_the_catalog(corpora: dict[int, Path], tmp_p
     )
     print(f"peak {more['mebibytes']:,.0f} MiB, {growth:,.0f} bytes a row more")
     assert one["mebibytes"] < 2048
+
+
+DESCRIBED = """
+import sys
+from pathlib import Path
+import polars as pl
+from steps import measured, tell
+from ptk.ops.describe_corpus import DescribeCorpus, describe_corpus
+from ptk.stages import keyed
+
+rows = keyed(pl.scan_parquet(f"{sys.argv[1]}/*.parquet"), "pair_id")
+tell(measured(lambda: describe_corpus.function(rows, params=DescribeCorpus()).collect(engine="streaming").height))
+"""
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(1200)
+def test_describing_a_corpus(corpora: dict[int, Path]) -> None:
+    one, more = (told(DESCRIBED, folder) for folder in corpora.values())
+    print(f"\ndescribe_corpus of {PAIRS:,} pairs: {one['seconds']:.1f} s, peak {one['mebibytes']:,.0f} MiB; ", end="")
+    print(f"{MORE} times the pairs: {more['seconds']:.1f} s, peak {more['mebibytes']:,.0f} MiB")
+    assert more["mebibytes"] < 3072
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(1200)
+def test_a_step_that_is_slow_about_long_texts(corpora: dict[int, Path], tmp_path: Path) -> None:
+    script = OURS.replace(STEPS, 'STEPS = [("keep_lengths", {"minimum": 8})]\n')
+    one, more = (told(script, folder, tmp_path / str(pairs)) for pairs, folder in corpora.items())
+    print(f"\nkeep_lengths on {PAIRS:,} pairs: {one['seconds']:.1f} s, peak {one['mebibytes']:,.0f} MiB; ", end="")
+    print(f"{MORE} times the pairs: {more['seconds']:.1f} s, peak {more['mebibytes']:,.0f} MiB")
+    assert more["mebibytes"] < 1.5 * one["mebibytes"]

@@ -48,6 +48,8 @@ _ROW_GROUP = 65_536
 """Rows that are decompressed together: what reading a range costs beyond the range."""
 _COMPACT_GROUP = 8_192
 """The same where rows may be long: a writer and a reader hold several of them."""
+_APART = pl.QueryOptFlags(comm_subplan_elim=False)
+"""Each part of a query reads for itself: a reading that two share keeps, for the slower, all that the faster has left behind."""
 _HASHES_AT_ONCE = 50_000_000
 PLACES = "places"
 """Below a source's folder: for each of its rows the key, and the file (`_file`) and line or number in it (`_line`) it was read from."""
@@ -115,7 +117,7 @@ def write_aligned(frame: pl.LazyFrame, decided: pl.LazyFrame, path: Place) -> No
     """Write a decision that should be about the rows of `frame` in their order, and beside each row whether it is."""
     beside = pl.concat([frame.select(pl.col(KEY).alias(ALIGNED)), with_marks(decided)], how="horizontal_extend")
     same = beside.with_columns(pl.col(ALIGNED).eq_missing(pl.col(KEY)).fill_null(False))
-    same.drop(KEY).sink_parquet(str(path), engine="streaming", row_group_size=_ROW_GROUP, mkdir=True)
+    same.drop(KEY).sink_parquet(str(path), engine="streaming", row_group_size=_ROW_GROUP, mkdir=True, optimizations=_APART)
 
 
 def write_ordered(decided: pl.LazyFrame, first: int, path: Place) -> None:
@@ -166,7 +168,7 @@ def new_columns(folder: Place) -> tuple[str, ...]:
 
 def compact_rows(frame: pl.LazyFrame, path: Place) -> None:
     """Write rows into one file."""
-    frame.sink_parquet(str(path), engine="streaming", row_group_size=_COMPACT_GROUP, mkdir=True)
+    frame.sink_parquet(str(path), engine="streaming", row_group_size=_COMPACT_GROUP, mkdir=True, optimizations=_APART)
 
 
 def write_reshaped(made: pl.LazyFrame, columns: Sequence[str], rows: Place, rejects: Place) -> None:
