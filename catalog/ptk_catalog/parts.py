@@ -34,7 +34,7 @@ BYTES_PER_PART = 1 << 28
 """What the rows of a part take in memory, about: fewer rows than ROWS_PER_PART where they are long."""
 _ROWS_PER_GROUP = 1 << 16
 _BYTES_PER_GROUP = 1 << 24
-_AT_ONCE = 1 << 13
+_AT_ONCE = 1 << 12
 _LONGEST_BOUND = 64
 
 
