@@ -35,6 +35,7 @@ BYTES_PER_PART = 1 << 28
 _ROWS_PER_GROUP = 1 << 16
 _BYTES_PER_GROUP = 1 << 24
 _AT_ONCE = 1 << 12
+"""Rows that are read before their bytes are looked at: few, so that long ones don't overshoot by much."""
 _LONGEST_BOUND = 64
 
 
