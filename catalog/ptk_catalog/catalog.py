@@ -49,6 +49,8 @@ _REGISTRY = "registry.sqlite"
 _ENVIRONMENT = "PTK_REGISTRY"
 _RESERVED = frozenset({"_at", "_keep", "_text", "_times", "_ptk_key_text"})
 _TRIES = 3
+_ROWS_ASIDE = 1 << 13
+"""Rows of a row group of a file that is written aside: they may be long, and a writer holds several groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -522,7 +524,7 @@ class Catalog:
             return
         aside = self.storage.aside()
         try:
-            data.sink_parquet(aside, compression="lz4", row_group_size=1 << 13)
+            data.sink_parquet(aside, compression="lz4", row_group_size=_ROWS_ASIDE)
             yield pl.scan_parquet(aside, glob=False, hive_partitioning=False)
         finally:
             aside.unlink(missing_ok=True)
@@ -550,7 +552,7 @@ class Catalog:
         aside = self.storage.aside()
         try:
             placed = frame.join(numbered, on=key, how="left").sort("_at", nulls_last=False)
-            placed.sink_parquet(aside, compression="lz4", row_group_size=1 << 13)
+            placed.sink_parquet(aside, compression="lz4", row_group_size=_ROWS_ASIDE)
             rows = pl.scan_parquet(aside, glob=False, hive_partitioning=False)
             strangers = rows.filter(pl.col("_at").is_null()).select(key).sort(key).head(1).collect()
             if strangers.height:

@@ -26,6 +26,7 @@ __all__ = ["Exported", "Form", "export"]
 Form = Literal["delta", "parquet"]
 
 _AT_ONCE = 1 << 12
+"""Rows that are handed to the writer of a table at a time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,15 +113,11 @@ class Engine(Protocol):
         """Let go of what the engine holds."""
 
 
-def write_aligned(frame: pl.LazyFrame, decided: pl.LazyFrame, path: Place, *, shared: bool = False) -> None:
-    """Write a decision that should be about the rows of `frame` in their order, and beside each row whether it is.
-
-    Where the decision is not slower than reading, as one that joins what other stages made, both may be made of one reading (`shared`).
-    """
+def write_aligned(frame: pl.LazyFrame, decided: pl.LazyFrame, path: Place) -> None:
+    """Write a decision that should be about the rows of `frame` in their order, and beside each row whether it is."""
     beside = pl.concat([frame.select(pl.col(KEY).alias(ALIGNED)), with_marks(decided)], how="horizontal_extend")
     same = beside.with_columns(pl.col(ALIGNED).eq_missing(pl.col(KEY)).fill_null(False))
-    how = pl.QueryOptFlags() if shared else _APART
-    same.drop(KEY).sink_parquet(str(path), engine="streaming", row_group_size=_ROW_GROUP, mkdir=True, optimizations=how)
+    same.drop(KEY).sink_parquet(str(path), engine="streaming", row_group_size=_ROW_GROUP, mkdir=True, optimizations=_APART)
 
 
 def write_ordered(decided: pl.LazyFrame, first: int, path: Place) -> None:

@@ -99,8 +99,7 @@ class PolarsEngine:
             given = [made[name] if name in made else stage_input(stage, name, frames[name], params) for name in stage.inputs]
             last = stage is stages[-1]
             if last and stage.scope == "rows":
-                decided = stage.function(*given, params=params)
-                write_aligned(given[0], decided, folder / "decisions" / "part-00000.parquet", shared=True)
+                write_aligned(given[0], stage.function(*given, params=params), folder / "decisions" / "part-00000.parquet")
                 return
             heights = [inputs[name].height if name in inputs else _height(made[name]) for name in stage.inputs]
             place = aside / stage.name

@@ -31,6 +31,7 @@ _AT_ONCE = 50_000
 _BYTES_AT_ONCE = 1 << 27
 """What they take in memory, about: fewer rows where they are long."""
 _LOOKED_AT = 1_000
+"""Rows by which that is told."""
 _PIECES = 64
 """Most pieces into which one go over the rows parts them."""
 _FORMS: dict[str, tuple[str, ...]] = {
